@@ -1,0 +1,41 @@
+//! What the BoxLite library and the monitor of a box say to each other on the host.
+//!
+//! The library starts `boxlite-shim monitor` with one end of a Unix socket pair as its standard input: the **lifeline**.
+//! It sends one [`MonitorConfig`] there, and reads [`StatusUpdate`]s from then on. When the library's process dies, the
+//! lifeline closes; the monitor of a box that is not detached then ends the box.
+//!
+//! Anybody else talks to the monitor through `control.sock` in the box's folder: one [`Request`], then one or more
+//! [`Response`]s. Both directions use [`frame`]s.
+//!
+//! ```text
+//!   library                       monitor                           VMM role
+//!     |-- spawn, config ------------>|                                 |
+//!     |                              |-- spawn, VmmConfig on stdin --->|  boots the guest
+//!     |<- Starting { step } ---------|<- boot reports (vsock) ---------|
+//!     |<- Running -------------------|                                 |
+//!     |   (any process, control.sock)|                                 |
+//!     |-- Stop { grace } ----------->|-- Guest.Shutdown (portal) ----->|
+//!     |<- Stopped { exit } ----------|<- process exit -----------------|
+//! ```
+//!
+//! Neither the guest nor a user of the library ever sees these types.
+
+#![deny(missing_docs)]
+
+mod files;
+pub mod frame;
+mod spec;
+mod status;
+
+pub use files::BoxFiles;
+pub use spec::{
+    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec, VmSpec,
+    VmmConfig, VsockPort,
+};
+pub use status::{
+    EngineReport, ErrorRecord, Exit, FailureKind, ProbeReport, Request, Response, State, StatusFile,
+    StatusUpdate,
+};
+
+/// The version of everything in this crate. Library and shim are installed together, so it has to be equal.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,153 @@
+//! What a box is made of, as the monitor and the VMM are told.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The first message on the lifeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// [`VERSION`](crate::VERSION) of the sender.
+    pub version: u32,
+    /// The box's id, for messages.
+    pub box_id: String,
+    /// The box's folder: see [`BoxFiles`](crate::BoxFiles).
+    pub folder: PathBuf,
+    /// A folder for what all boxes share, such as the kernel image.
+    pub cache: PathBuf,
+    /// Which engine to use.
+    pub engine: EngineChoice,
+    /// The machine. `kernel` is filled in by the monitor.
+    pub vm: VmSpec,
+    /// What runs in it.
+    pub container: ContainerSpec,
+    /// The box goes on when the library's process ends.
+    pub detached: bool,
+    /// The box's folder is removed once the box has stopped.
+    pub auto_remove: bool,
+    /// How long the guest may take from the VMM's start to a running main command, in milliseconds.
+    pub boot_timeout_millis: u64,
+    /// How long the main command gets between SIGTERM and SIGKILL when the lifeline closes, in milliseconds.
+    pub stop_grace_millis: u64,
+}
+
+/// Which engine runs the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The best one that works here.
+    #[default]
+    Auto,
+    /// libkrun; an error where it does not work.
+    Krun,
+    /// QEMU, accelerated where possible.
+    Qemu,
+}
+
+/// A machine, as data: every device can be made again from this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Virtual CPUs, 1 to 16.
+    pub cpus: u8,
+    /// Memory in MiB, at least 128.
+    pub memory_mib: u32,
+    /// The kernel as an ELF file. Empty until the monitor has chosen it.
+    pub kernel: PathBuf,
+    /// Disks in the order in which the guest numbers them: /dev/vda (the agent), /dev/vdb (the image), /dev/vdc (the
+    /// writable layer).
+    pub disks: Vec<DiskSpec>,
+    /// Which vsock ports are connected to which Unix sockets.
+    pub ports: Vec<VsockPort>,
+}
+
+/// One virtio-blk disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format. Never guessed from the content, which a guest may have written.
+    pub format: DiskFormat,
+    /// The host refuses writes.
+    pub read_only: bool,
+}
+
+/// The format of a disk file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's copy-on-write format, version 3.
+    Qcow2,
+}
+
+/// A vsock port that is connected to a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockPort {
+    /// The port: of the guest for [`Direction::HostToGuest`], of the host otherwise.
+    pub port: u32,
+    /// The Unix socket on the host.
+    pub path: PathBuf,
+    /// Who dials.
+    pub direction: Direction,
+}
+
+/// Who dials a [`VsockPort`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// The VMM listens on the Unix socket and connects each connection to the guest's port.
+    HostToGuest,
+    /// The guest dials the port, and the VMM connects it to the Unix socket, on which the host listens.
+    GuestToHost,
+}
+
+/// What the VMM role reads from its standard input, which is also its lifeline: at its end the VMM exits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// [`VERSION`](crate::VERSION) of the sender.
+    pub version: u32,
+    /// A chosen engine: never [`EngineChoice::Auto`].
+    pub engine: EngineChoice,
+    /// The machine.
+    pub vm: VmSpec,
+}
+
+/// What runs in the machine. The fields mean what those of `ContainerInitRequest` in the portal protocol mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerSpec {
+    /// Host name of the box.
+    pub hostname: String,
+    /// The main command.
+    pub main: ProcessSpec,
+    /// Capabilities beyond the default set.
+    pub capabilities_add: Vec<String>,
+    /// Capabilities of the default set to leave out.
+    pub capabilities_drop: Vec<String>,
+    /// The main command's output waits for a reader from the start.
+    pub await_attach: bool,
+}
+
+/// A process. The fields mean what those of `ProcessSpec` in the portal protocol mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessSpec {
+    /// Program and arguments; empty means idle.
+    pub args: Vec<String>,
+    /// NAME=value.
+    pub env: Vec<String>,
+    /// Working directory; empty means the default.
+    pub cwd: String,
+    /// User; empty means the default.
+    pub user: String,
+    /// A terminal of this many rows and columns.
+    pub terminal: Option<(u16, u16)>,
+    /// Standard input is open.
+    pub stdin: bool,
+}
