@@ -1,2 +1,60 @@
-//! Stub.
-fn main() {}
+//! `boxlite` on the command line: a thin reading of the library, in Docker's words.
+//!
+//! Data goes to standard output, messages and progress to standard error. Exit codes are in [`exit`].
+
+mod args;
+mod commands;
+mod exit;
+mod output;
+mod streams;
+
+use std::process::ExitCode;
+
+use boxlite::{BoxliteOptions, BoxliteRuntime};
+use clap::Parser;
+
+use crate::args::{Command, Line};
+use crate::exit::Failure;
+
+fn main() -> ExitCode {
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        Err(error) => return exit::usage(&error),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(if line.debug { "debug" } else { "warn" }))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::tool(&format!("cannot start: {error}")),
+    };
+    let tool_code = line.command.tool_code();
+    let outcome = runtime.block_on(run(line));
+    // A read of the terminal that is under way cannot be ended: nobody waits for it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => failure.report(tool_code),
+    }
+}
+
+async fn run(line: Line) -> Result<ExitCode, Failure> {
+    if let Command::Version(args) = &line.command {
+        return commands::version::run(args);
+    }
+    let mut options = BoxliteOptions::default();
+    options.home_dir = line.home;
+    let runtime = BoxliteRuntime::new(options)?;
+    match line.command {
+        Command::Run(args) => commands::run::run(&runtime, args).await,
+        Command::Exec(args) => commands::exec::run(&runtime, args).await,
+        Command::Ps(args) => commands::ps::run(&runtime, &args).await,
+        Command::Stop(args) => commands::stop::run(&runtime, args).await,
+        Command::Rm(args) => commands::rm::run(&runtime, args).await,
+        Command::Load(args) => commands::load::run(&runtime, args).await,
+        Command::Images(args) => commands::images::run(&runtime, &args).await,
+        Command::Doctor(args) => commands::doctor::run(&runtime, &args).await,
+        Command::Version(args) => commands::version::run(&args),
+    }
+}

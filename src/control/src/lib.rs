@@ -23,11 +23,13 @@
 #![deny(missing_docs)]
 
 mod files;
+mod socket_path;
 pub mod frame;
 mod spec;
 mod status;
 
 pub use files::BoxFiles;
+pub use socket_path::SocketPath;
 pub use spec::{
     ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec, VmSpec,
     VmmConfig, VsockPort,

@@ -114,6 +114,10 @@ pub struct VmmConfig {
     pub version: u32,
     /// A chosen engine: never [`EngineChoice::Auto`].
     pub engine: EngineChoice,
+    /// Whether the engine uses the CPU's virtualization, as probing found.
+    pub accelerated: bool,
+    /// The engine's program, for an engine that is one, as probing found it.
+    pub program: Option<PathBuf>,
     /// The machine.
     pub vm: VmSpec,
 }

@@ -249,6 +249,9 @@ pub mod start_failure {
 pub struct AttachRequest {
     #[prost(string, tag = "1")]
     pub execution_id: ::prost::alloc::string::String,
+    /// Which streams to send; empty means both. Exit comes after the last output of these.
+    #[prost(enumeration = "StreamKind", repeated, tag = "2")]
+    pub streams: ::prost::alloc::vec::Vec<i32>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

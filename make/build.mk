@@ -1,0 +1,36 @@
+# Building and running.
+
+# Optimized, without link-time optimization: what every developer and CI builds. `make dist` takes `release`.
+PROFILE ?= fast
+
+# The agent runs in a VM that holds nothing but itself, so it is linked statically. Naming the target keeps these flags
+# from the build scripts and gives the static build a folder of its own.
+GUEST_TARGET := x86_64-unknown-linux-gnu
+GUEST_FLAGS := -C target-feature=+crt-static
+
+BIN := $(CARGO_TARGET_DIR)/$(PROFILE)
+GUEST_BIN := $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/$(PROFILE)
+
+.PHONY: deps
+deps: ## Install what building and testing needs and this machine lacks
+	@make/deps.sh
+
+.PHONY: build
+build: ## Build boxlite, boxlite-shim and boxlite-guest into target/fast
+	cargo build --locked --profile $(PROFILE) -p boxlite-cli -p boxlite-shim
+	RUSTFLAGS='$(GUEST_FLAGS)' cargo build --locked --profile $(PROFILE) --target $(GUEST_TARGET) \
+		-p boxlite-guest -p boxlite-raw-guest
+	@make/assemble.sh $(GUEST_BIN) $(BIN)
+
+.PHONY: quickstart
+quickstart: deps build ## From a fresh machine to a running box
+	@make/quickstart.sh $(BIN)
+
+.PHONY: bench
+bench: build ## Measure, against a raw floor of the same run
+	cargo run --locked --profile $(PROFILE) -p boxlite-tests --bin bench
+
+.PHONY: dist
+dist: ## Gather a relocatable release in dist/
+	@$(MAKE) --no-print-directory build PROFILE=release
+	@make/dist.sh $(CARGO_TARGET_DIR)/release dist

@@ -1,0 +1,21 @@
+# Tests. A lane that ran nothing has failed.
+
+.PHONY: test
+test: build images ## All lanes
+	@python3 make/test.py --bin $(BIN) unit integration krun
+
+.PHONY: test\:unit
+test\:unit: ## Tests without a VM
+	@python3 make/test.py unit
+
+.PHONY: test\:integration
+test\:integration: build images ## VM tests with the engine that works here
+	@python3 make/test.py --bin $(BIN) integration
+
+.PHONY: test\:integration\:krun
+test\:integration\:krun: build images ## VM tests with libkrun, inside an emulated machine that has KVM
+	@python3 make/test.py --bin $(BIN) krun
+
+.PHONY: images
+images: ## Make the test images
+	@tests/images/build.sh >/dev/null

@@ -1,0 +1,281 @@
+"""Runs lanes of tests, counts what ran, and ends with one line: `N passed, N failed`.
+
+    test.py [--bin FOLDER] LANE...
+
+    unit          every test that needs no VM, and the examples in the documentation
+    integration   the VM tests, with the engine that works here (or BOXLITE_ENGINE)
+    krun          the VM tests with libkrun, inside an emulated machine: see krun_lane.py
+
+Every VM test runs in a process of its own, so that one that hangs or dies takes no other along. Nothing is skipped:
+a lane without tests, and a test that is marked as ignored, count as failures.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import krun_lane
+
+TOP = Path(__file__).resolve().parent.parent
+
+# The targets of boxlite-tests that boot nothing. All others are VM tests.
+WITHOUT_VM = {"architecture"}
+
+UNIT_SECONDS = 600
+VM_TEST_SECONDS = int(os.environ.get("BOXLITE_TEST_SECONDS", "180"))
+
+
+@dataclass
+class Count:
+    passed: int = 0
+    failed: int = 0
+    # What to tell about failures at the very end.
+    failures: list[str] = field(default_factory=list)
+
+    def fail(self, what: str, number: int = 1) -> None:
+        self.failed += number
+        self.failures.append(what)
+
+    def add(self, other: "Count") -> None:
+        self.passed += other.passed
+        self.failed += other.failed
+        self.failures += other.failures
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A test program that Cargo has built."""
+
+    package: str
+    name: str
+    kind: str
+    path: Path
+    # Of its package: where Cargo would run it.
+    folder: Path
+
+    @property
+    def is_vm_test(self) -> bool:
+        return self.package == "boxlite-tests" and self.kind == "test" and self.name not in WITHOUT_VM
+
+
+class BuildFailed(Exception):
+    pass
+
+
+def build_tests() -> list[Executable]:
+    """Builds all tests of the workspace in one go: one set of features, so that nothing is built twice."""
+    command = ["cargo", "test", "--locked", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]
+    build = subprocess.run(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    if build.returncode != 0:
+        raise BuildFailed("the tests do not build")
+    found = []
+    for line in build.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("reason") != "compiler-artifact" or not message["profile"]["test"] or not message["executable"]:
+            continue
+        target = message["target"]
+        found.append(
+            Executable(
+                package=package_name(message["package_id"]),
+                name=target["name"],
+                kind=target["kind"][0],
+                path=Path(message["executable"]),
+                folder=Path(message["manifest_path"]).parent,
+            )
+        )
+    return found
+
+
+def package_name(package_id: str) -> str:
+    """The name in `path+file:///some/where#name@1.2.3`, or in `…/name#1.2.3` when folder and name are the same."""
+    place, _, version = package_id.partition("#")
+    name, at, _ = version.partition("@")
+    return name if at else place.rsplit("/", 1)[-1]
+
+
+def run_bounded(command: list[str], folder: Path, seconds: float, env: dict[str, str]) -> tuple[str | None, str]:
+    """Runs a program; why it failed, or None, and what it printed."""
+    # A file and no pipe: whatever the program left running may hold its output open for ever.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(seconds)
+            why = None if code == 0 else f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            why = f"did not end within {seconds:.0f} s"
+        output.seek(0)
+        return why, output.read().decode(errors="replace")
+
+
+RESULT = re.compile(r"^test result: .*?(\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
+
+
+def run_counted(title: str, command: list[str], folder: Path) -> Count:
+    """Runs something that prints libtest's summaries; its output is shown when it fails."""
+    count = Count()
+    why, output = run_bounded(command, folder, UNIT_SECONDS, {})
+    ignored = 0
+    for match in RESULT.finditer(output):
+        count.passed += int(match[1])
+        count.failed += int(match[2])
+        ignored += int(match[3])
+    if why:
+        print(output)
+        count.failures.append(f"{title}: {why}")
+        # A crash has no summary, and still is a failure.
+        count.failed = max(count.failed, 1)
+    if ignored:
+        count.fail(f"{title}: {ignored} tests are marked as ignored", ignored)
+    print(f"  {title}: {count.passed} passed, {count.failed} failed", flush=True)
+    return count
+
+
+def unit_lane(executables: list[Executable]) -> Count:
+    count = Count()
+    for test in executables:
+        if not test.is_vm_test:
+            count.add(run_counted(f"{test.package} {test.name}", [str(test.path)], test.folder))
+    doc = ["cargo", "test", "--locked", "--workspace", "--doc", "--no-fail-fast", "--quiet"]
+    count.add(run_counted("examples in the documentation", doc, TOP))
+    return count
+
+
+def list_tests(test: Executable) -> tuple[list[str], list[str]]:
+    """Names of all its tests, and of those of them that are ignored."""
+
+    def listed(*options: str) -> list[str]:
+        command = [str(test.path), "--list", "--format", "terse", *options]
+        output = subprocess.run(
+            command, cwd=test.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        return [line.removesuffix(": test") for line in output.splitlines() if line.endswith(": test")]
+
+    return listed(), listed("--ignored")
+
+
+def vm_tests(executables: list[Executable], count: Count) -> list[tuple[Executable, str]]:
+    tests = []
+    for executable in executables:
+        if executable.is_vm_test:
+            names, ignored = list_tests(executable)
+            tests += [(executable, name) for name in names if name not in ignored]
+            for name in ignored:
+                count.fail(f"{executable.name} {name}: marked as ignored")
+    return tests
+
+
+def vm_env(programs: Path, images: Path) -> dict[str, str]:
+    """Where a VM test finds what it runs."""
+    return {
+        "BOXLITE_CLI": str(programs / "boxlite"),
+        "BOXLITE_SHIM": str(programs / "boxlite-shim"),
+        "BOXLITE_GUEST": str(programs / "boxlite-guest"),
+        "BOXLITE_RAW_GUEST": str(programs / "boxlite-raw-guest"),
+        "BOXLITE_TEST_IMAGES": str(images),
+        "RUST_BACKTRACE": "1",
+    }
+
+
+def run_vm_test(executable: Executable, name: str, env: dict[str, str]) -> tuple[str | None, str, float]:
+    """Why it failed, or None; what it printed; how long it took."""
+    started = time.monotonic()
+    command = [str(executable.path), "--exact", name, "--test-threads=1", "--nocapture"]
+    why, output = run_bounded(command, executable.folder, VM_TEST_SECONDS, env)
+    if why is None and "test result: ok. 1 passed" not in output:
+        why = "it did not run"
+    return why, output, time.monotonic() - started
+
+
+def integration_lane(executables: list[Executable], programs: Path, images: Path) -> Count:
+    count = Count()
+    tests = vm_tests(executables, count)
+    env = vm_env(programs, images)
+    # Each test waits for its boxes most of the time, yet an emulated box keeps one core busy while it boots.
+    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
+        runs = [(test, pool.submit(run_vm_test, *test, env)) for test in tests]
+        for (executable, name), run in runs:
+            why, output, seconds = run.result()
+            print(f"  {'FAILED' if why else 'ok'} {executable.name} {name} ({seconds:.1f} s)", flush=True)
+            if why:
+                print("".join(f"    | {line}\n" for line in output.splitlines()), flush=True)
+                count.fail(f"{executable.name} {name}: {why}")
+            else:
+                count.passed += 1
+    return count
+
+
+def krun_lane_of(executables: list[Executable], programs: Path, images: Path) -> Count:
+    count = Count()
+    tests = [(executable.path, name) for executable, name in vm_tests(executables, count)]
+    if tests:
+        passed, failures = krun_lane.run_tests(tests, programs, images)
+        count.passed += passed
+        for failure in failures:
+            count.fail(failure)
+    return count
+
+
+def run_lane(lane: str, arguments: argparse.Namespace, executables: list[Executable]) -> Count:
+    print(f"==> {lane}", flush=True)
+    images = Path(os.environ.get("BOXLITE_CACHE") or Path.home() / ".cache/boxlite") / "test-images/v1"
+    if lane == "unit":
+        count = unit_lane(executables)
+    elif lane == "integration":
+        count = integration_lane(executables, arguments.bin, images)
+    else:
+        count = krun_lane_of(executables, arguments.bin, images)
+    if count.passed == 0:
+        count.fail(f"lane {lane}: no test passed")
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bin", type=Path, help="folder of boxlite, boxlite-shim and boxlite-guest")
+    parser.add_argument("lanes", nargs="+", choices=["unit", "integration", "krun"], metavar="LANE")
+    arguments = parser.parse_args()
+    if arguments.lanes != ["unit"] and not (arguments.bin and arguments.bin.is_dir()):
+        parser.error("VM tests need --bin: run them with make")
+
+    counts = {}
+    try:
+        executables = build_tests()
+        for lane in arguments.lanes:
+            counts[lane] = run_lane(lane, arguments, executables)
+    except BuildFailed as error:
+        for lane in arguments.lanes:
+            counts[lane] = Count(failed=1, failures=[f"lane {lane}: {error}"])
+
+    print()
+    for lane, count in counts.items():
+        for failure in count.failures:
+            print(f"FAILED {failure}")
+    for lane, count in counts.items():
+        print(f"{lane}: {count.passed} passed, {count.failed} failed")
+    passed = sum(count.passed for count in counts.values())
+    failed = sum(count.failed for count in counts.values())
+    print(f"{passed} passed, {failed} failed", flush=True)
+    return 0 if failed == 0 and all(count.passed for count in counts.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

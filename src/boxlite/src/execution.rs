@@ -1,0 +1,347 @@
+//! A process that runs in a box, and its streams.
+//!
+//! ```text
+//!   guest: process ─▶ pipe ─▶ bounded buffer ─▶ Attach stream (HTTP/2 window) ─▶ pump ─▶ bounded queue ─▶ ExecOutput
+//! ```
+//!
+//! Standard output and standard error have an Attach stream and a pump each, so that neither waits for the other's
+//! reader. A pump whose reader has been dropped goes on reading and throws away, so that the process does not hang. A
+//! reader that exists and does not read stops the process in the box: that is the back-pressure.
+//!
+//! The exit is known when both pumps have seen it, each after the last of its output. A pump that loses the connection
+//! makes the exit *unknown*, which is an error and no exit.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use boxlite_portal::client::Portal;
+use boxlite_portal::v1;
+use boxlite_portal::v1::attach_response::Event;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::rpc;
+
+/// Chunks that wait for a reader, each of at most 64 KiB.
+const QUEUE: usize = 4;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecResult {
+    /// Exit code 0 to 255, or the negative number of the signal that ended it.
+    pub exit_code: i32,
+    /// Its own time limit ended it.
+    pub timed_out: bool,
+    /// A descendant kept its output open, and what that wrote later was not waited for.
+    pub output_cut: bool,
+}
+
+impl ExecResult {
+    fn new(exit: &v1::Exit) -> Result<Self> {
+        use v1::exit::Status;
+        let exit_code = match exit.status {
+            Some(Status::Code(code)) if (0..=255).contains(&code) => code,
+            Some(Status::Signal(signal)) if (1..=64).contains(&signal) => -i32::try_from(signal).unwrap_or(64),
+            _ => return Err(Error::new(ErrorKind::Portal, "the box reported an end that cannot be")),
+        };
+        Ok(Self { exit_code, timed_out: exit.timed_out, output_cut: exit.output_cut })
+    }
+
+    /// The code that a shell would report: 128 plus the number for a signal.
+    pub fn shell_code(&self) -> i32 {
+        if self.exit_code < 0 { 128 - self.exit_code } else { self.exit_code }
+    }
+}
+
+/// What is known of the end.
+#[derive(Clone, Debug, Default)]
+enum End {
+    /// The process runs, or its output is not all here yet.
+    #[default]
+    Open,
+    /// This many of the streams have delivered all of it.
+    Partly(ExecResult),
+    Known(ExecResult),
+    /// The connection was lost: the process may still run.
+    Lost(String),
+}
+
+/// A process in a box.
+///
+/// Dropping it does not end the process; it closes the standard input if that was not taken, and lets the rest of the
+/// output go.
+#[derive(Debug)]
+pub struct Execution {
+    id: String,
+    portal: Portal,
+    stdin: Option<ExecStdin>,
+    stdout: Option<ExecOutput>,
+    stderr: Option<ExecOutput>,
+    end: watch::Receiver<End>,
+}
+
+impl Execution {
+    /// Attaches to a process by its id. `stdin`: whether it has a standard input to write to, and whether dropping the
+    /// writer closes it.
+    pub(crate) fn attach(portal: Portal, id: String, stdin: Option<OnDrop>) -> Self {
+        let (sender, end) = watch::channel(End::Open);
+        let pump = |kind| {
+            let (output, reader) = mpsc::channel(QUEUE);
+            tokio::spawn(pump(portal.clone(), id.clone(), kind, output, sender.clone()));
+            Some(ExecOutput { reader })
+        };
+        let (stdout, stderr) = (pump(v1::StreamKind::Stdout), pump(v1::StreamKind::Stderr));
+        let stdin = stdin.map(|on_drop| ExecStdin::new(portal.clone(), id.clone(), on_drop));
+        Self { id, portal, stdin, stdout, stderr, end }
+    }
+
+    /// Its id, unique in its box.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Takes the writer of its standard input: `None` when it has none, or it was taken.
+    pub fn stdin(&mut self) -> Option<ExecStdin> {
+        self.stdin.take()
+    }
+
+    /// Takes the reader of its standard output: `None` when it was taken.
+    pub fn stdout(&mut self) -> Option<ExecOutput> {
+        self.stdout.take()
+    }
+
+    /// Takes the reader of its standard error: `None` when it was taken.
+    pub fn stderr(&mut self) -> Option<ExecOutput> {
+        self.stderr.take()
+    }
+
+    /// Waits for its end, which comes after the last of its output: a reader that was taken and is not read can hold
+    /// it up. Any number of callers may wait, also after the end.
+    ///
+    /// # Errors
+    /// When the connection to the box is lost. That is no exit: the process may still run.
+    pub async fn wait(&self) -> Result<ExecResult> {
+        let mut end = self.end.clone();
+        let end = end.wait_for(|end| matches!(end, End::Known(_) | End::Lost(_))).await;
+        match end.as_deref() {
+            Ok(End::Known(result)) => Ok(*result),
+            Ok(End::Lost(why)) => Err(lost(&self.id, why)),
+            _ => Err(lost(&self.id, "its streams were closed")),
+        }
+    }
+
+    /// Kills it and all that it started.
+    ///
+    /// # Errors
+    /// When it has ended, or the box does not answer.
+    pub async fn kill(&self) -> Result<()> {
+        self.send_signal(9, true).await
+    }
+
+    /// Sends it a signal: a Linux number, 1 to 64.
+    ///
+    /// # Errors
+    /// When the number is none, it has ended, or the box does not answer.
+    pub async fn signal(&self, signal: i32) -> Result<()> {
+        match u32::try_from(signal) {
+            Ok(number @ 1..=64) => self.send_signal(number, false).await,
+            _ => Err(Error::new(ErrorKind::InvalidArgument, format!("{signal} is no signal"))),
+        }
+    }
+
+    async fn send_signal(&self, signal: u32, all: bool) -> Result<()> {
+        let request = v1::SignalRequest { execution_id: self.id.clone(), signal, all };
+        rpc::call("cannot signal", self.portal.execution().signal(request)).await.map(drop)
+    }
+
+    /// Tells its terminal a new size, in characters.
+    ///
+    /// # Errors
+    /// When it has no terminal, has ended, or the box does not answer.
+    pub async fn resize_tty(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = v1::TerminalSize { rows: rows.into(), columns: columns.into() };
+        let request = v1::ResizeRequest { execution_id: self.id.clone(), size: Some(size) };
+        rpc::call("cannot resize", self.portal.execution().resize(request)).await.map(drop)
+    }
+}
+
+fn lost(id: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Execution, format!("the end of execution {id} is not known: {why}"))
+}
+
+/// Moves one stream from the box to its reader, then tells that the end has come.
+async fn pump(
+    portal: Portal,
+    id: String,
+    kind: v1::StreamKind,
+    output: mpsc::Sender<Bytes>,
+    end: watch::Sender<End>,
+) {
+    let outcome = read_stream(&portal, id, kind, output).await;
+    end.send_modify(|end| {
+        *end = match (outcome, std::mem::take(end)) {
+            (_, End::Lost(why)) => End::Lost(why),
+            (Err(why), _) => End::Lost(why),
+            (Ok(_), End::Known(result)) => End::Known(result),
+            (Ok(result), End::Open) => End::Partly(result),
+            (Ok(_), End::Partly(result)) => End::Known(result),
+        }
+    });
+}
+
+async fn read_stream(
+    portal: &Portal,
+    id: String,
+    kind: v1::StreamKind,
+    output: mpsc::Sender<Bytes>,
+) -> Result<ExecResult, String> {
+    let told = |status: Status| rpc::shown(status.message());
+    let request = v1::AttachRequest { execution_id: id, streams: vec![kind.into()] };
+    let mut stream = portal.execution().attach(request).await.map_err(told)?.into_inner();
+    loop {
+        match stream.message().await.map_err(told)?.and_then(|message| message.event) {
+            Some(Event::Output(chunk)) if chunk.stream == i32::from(kind) => {
+                // A reader that was dropped does not want it; the process goes on.
+                drop(output.send(chunk.data).await);
+            }
+            Some(Event::Exit(exit)) => return ExecResult::new(&exit).map_err(|e| e.to_string()),
+            Some(Event::Output(_)) => return Err("the box sent a stream that was not asked for".into()),
+            None => return Err("the box ended a stream without an exit".into()),
+        }
+    }
+}
+
+/// Reads one output stream of a process: chunks of bytes as they arrive, until `None`.
+#[derive(Debug)]
+pub struct ExecOutput {
+    reader: mpsc::Receiver<Bytes>,
+}
+
+impl ExecOutput {
+    /// The next bytes, at most 64 KiB; `None` at the end.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        self.reader.recv().await
+    }
+
+    /// Reads to the end, keeping at most `limit` bytes; the rest is read and let go.
+    pub async fn read_to_end(&mut self, limit: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(chunk) = self.next().await {
+            let room = limit.saturating_sub(all.len());
+            all.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        }
+        all
+    }
+}
+
+impl Stream for ExecOutput {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.reader.poll_recv(context)
+    }
+}
+
+/// What happens to a process's standard input when its writer is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDrop {
+    /// It is closed: nobody else will write.
+    Close,
+    /// It stays open for the next one who attaches.
+    LeaveOpen,
+}
+
+enum Input {
+    Data(Bytes),
+    Close,
+}
+
+/// Writes to a process's standard input. Dropping it closes the input of an execution; that of a box's main command
+/// stays open, and has to be [closed](Self::close).
+#[derive(Debug)]
+pub struct ExecStdin {
+    queue: Option<mpsc::Sender<Input>>,
+    done: Option<JoinHandle<Result<()>>>,
+}
+
+impl ExecStdin {
+    fn new(portal: Portal, execution_id: String, on_drop: OnDrop) -> Self {
+        let (queue, mut input) = mpsc::channel(QUEUE);
+        let done = tokio::spawn(async move {
+            // The call is made with the first input: most processes never get any.
+            let first = match input.recv().await {
+                Some(first) => Some(first),
+                None if on_drop == OnDrop::Close => None,
+                None => return Ok(()),
+            };
+            let first = stream::iter(first);
+            let rest = stream::poll_fn(move |context| input.poll_recv(context));
+            let last = stream::iter((on_drop == OnDrop::Close).then_some(Input::Close));
+            let id = execution_id;
+            let requests = first.chain(rest).chain(last).map(move |input| v1::StdinRequest {
+                execution_id: id.clone(),
+                action: Some(match input {
+                    Input::Data(data) => v1::stdin_request::Action::Data(data),
+                    Input::Close => v1::stdin_request::Action::Close(true),
+                }),
+            });
+            // No deadline: the process may take its time to read.
+            let answer = portal.execution().stdin(requests).await;
+            answer.map(drop).map_err(|status| rpc::refused("cannot write to the standard input", &status))
+        });
+        Self { queue: Some(queue), done: Some(done) }
+    }
+
+    /// Writes bytes, as many as there are. Waits while the process does not read.
+    ///
+    /// # Errors
+    /// When the input has been closed by either side, or the connection is lost.
+    pub async fn send_input(&mut self, data: impl Into<Bytes>) -> Result<()> {
+        let mut data: Bytes = data.into();
+        while !data.is_empty() {
+            let chunk = data.split_to(data.len().min(boxlite_portal::limits::CHUNK));
+            self.push(Input::Data(chunk)).await?;
+        }
+        Ok(())
+    }
+
+    async fn push(&mut self, input: Input) -> Result<()> {
+        if let Some(queue) = &self.queue
+            && queue.send(input).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.queue = None;
+        let closed = || Error::new(ErrorKind::Execution, "the standard input is closed");
+        Err(self.finished().await.err().unwrap_or_else(closed))
+    }
+
+    /// Closes the input: the process reads an end of file after all that was written.
+    ///
+    /// # Errors
+    /// When the connection is lost before all of it has been taken.
+    pub async fn close(mut self) -> Result<()> {
+        self.push(Input::Close).await?;
+        self.queue = None;
+        self.finished().await
+    }
+
+    /// Whether the input can take no more.
+    pub fn is_closed(&self) -> bool {
+        self.queue.as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
+    async fn finished(&mut self) -> Result<()> {
+        // Told once: whoever asks again has had the answer.
+        let Some(done) = self.done.take() else { return Ok(()) };
+        match done.await {
+            Ok(outcome) => outcome,
+            Err(e) => Err(Error::new(ErrorKind::Internal, "the writer of a standard input failed").with_source(e)),
+        }
+    }
+}

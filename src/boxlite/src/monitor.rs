@@ -1,0 +1,325 @@
+//! The library's end of a monitor: one that this process started, or one that it found running.
+//!
+//! ```text
+//!   spawn ──▶ lifeline held by a task ──▶ updates ──▶ watch channel ──▶ any number of waiters
+//!   attach ─▶ control.sock, Watch ──────▶ updates ──▶ the same
+//! ```
+//!
+//! The task owns the socket and, for a spawned monitor, the child. Dropping the last [`Monitor`] ends the task and with
+//! it the lifeline: the monitor of a box that is not detached then ends the box.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use boxlite_control::{
+    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile, StatusUpdate,
+    frame,
+};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, ErrorKind, Result, storage};
+use crate::record::read_bounded;
+
+/// The largest state file, in bytes.
+const STATE_LIMIT: u64 = 1 << 20;
+/// How long a monitor may take to answer on its control socket.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is known of a monitor.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// The last update.
+    pub(crate) update: Option<StatusUpdate>,
+    /// Nothing more will come: the monitor has ended or the connection is lost.
+    pub(crate) over: bool,
+}
+
+impl View {
+    pub(crate) fn state(&self) -> Option<&State> {
+        self.update.as_ref().map(|update| &update.state)
+    }
+
+    fn is_final(&self) -> bool {
+        self.state().is_some_and(State::is_final)
+    }
+}
+
+/// A monitor that is listened to.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    view: watch::Receiver<View>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Monitor {
+    /// Starts a monitor and hands it its configuration.
+    pub(crate) async fn spawn(shim: &Path, files: &BoxFiles, config: &MonitorConfig) -> Result<Self> {
+        let failed = |e: std::io::Error| {
+            Error::new(ErrorKind::Engine, format!("cannot start {}", shim.display())).with_source(e)
+        };
+        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        let mut lifeline = UnixStream::from_std(ours).map_err(failed)?;
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(files.shim_log());
+        let log = log.map_err(|e| storage(format!("cannot open {}", files.shim_log().display()), e))?;
+        let child = Command::new(shim)
+            .arg("monitor")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            .current_dir("/")
+            .spawn()
+            .map_err(failed)?;
+        let sent = frame::send(&mut lifeline, config).await;
+        sent.map_err(|e| Error::new(ErrorKind::Engine, "the monitor did not take its configuration").with_source(e))?;
+        let (sender, view) = watch::channel(View::default());
+        let task = tokio::spawn(follow_lifeline(lifeline, child, sender));
+        Ok(Self { view, task })
+    }
+
+    /// Listens to a monitor that somebody else started; `None` when none runs.
+    pub(crate) async fn attach(files: &BoxFiles) -> Result<Option<Self>> {
+        let Some(connection) = request(files, &Request::Watch).await? else { return Ok(None) };
+        let (sender, view) = watch::channel(View::default());
+        let task = tokio::spawn(follow_control(connection, sender));
+        Ok(Some(Self { view, task }))
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Waits until the box runs or will not any more.
+    pub(crate) async fn started(&self) -> View {
+        self.until(|view| matches!(view.state(), Some(State::Running { .. } | State::Stopping)) || view.is_final())
+            .await
+    }
+
+    /// Waits for the final state.
+    pub(crate) async fn ended(&self) -> View {
+        self.until(View::is_final).await
+    }
+
+    /// Waits until the monitor itself has ended, and with it everything that it made.
+    pub(crate) async fn gone(&self) -> View {
+        self.until(|_| false).await
+    }
+
+    /// Waits for the condition, or until nothing more will come.
+    async fn until(&self, condition: impl Fn(&View) -> bool) -> View {
+        let mut view = self.view.clone();
+        let seen = view.wait_for(|v| v.over || condition(v)).await.map(|v| v.clone());
+        // The sender lives in the task, which sets `over` before it drops it, unless it was aborted by our own drop.
+        seen.unwrap_or_else(|_| View { over: true, ..self.view() })
+    }
+}
+
+async fn follow_lifeline(mut lifeline: UnixStream, mut child: Child, sender: watch::Sender<View>) {
+    loop {
+        match frame::receive::<StatusUpdate, _>(&mut lifeline).await {
+            Ok(Some(update)) => sender.send_modify(|view| view.update = Some(update)),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(error = %error, "lost the lifeline to a monitor");
+                break;
+            }
+        }
+    }
+    if let Err(error) = child.wait().await {
+        tracing::warn!(error = %error, "cannot wait for a monitor");
+    }
+    sender.send_modify(|view| view.over = true);
+}
+
+async fn follow_control(mut connection: UnixStream, sender: watch::Sender<View>) {
+    loop {
+        match frame::receive::<Response, _>(&mut connection).await {
+            Ok(Some(Response::Status(update))) => sender.send_modify(|view| view.update = Some(update)),
+            Ok(Some(_)) | Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(error = %error, "lost the connection to a monitor");
+                break;
+            }
+        }
+    }
+    sender.send_modify(|view| view.over = true);
+}
+
+/// Connects to a box's control socket and sends a request; `None` when no monitor runs.
+async fn request(files: &BoxFiles, request: &Request) -> Result<Option<UnixStream>> {
+    use std::io::ErrorKind as Io;
+    let failed = |e: std::io::Error| {
+        Error::new(ErrorKind::Engine, format!("cannot reach the monitor at {}", files.control_socket().display()))
+            .with_source(e)
+    };
+    let talk = async {
+        let path = match SocketPath::new(&files.control_socket()) {
+            Ok(path) => path,
+            Err(e) if e.kind() == Io::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut connection = match UnixStream::connect(path.path()).await {
+            Ok(connection) => connection,
+            Err(e) if matches!(e.kind(), Io::NotFound | Io::ConnectionRefused) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let sent = frame::send(&mut connection, request).await;
+        sent.map_err(|e| Error::new(ErrorKind::Engine, "the monitor did not take a request").with_source(e))?;
+        Ok(Some(connection))
+    };
+    let late = |_| failed(std::io::Error::from(Io::TimedOut));
+    tokio::time::timeout(CONTROL_DEADLINE, talk).await.map_err(late)?
+}
+
+/// Asks a box's monitor to end the box, and waits for its final state. `None` when no monitor runs.
+pub(crate) async fn stop(files: &BoxFiles, signal: u32, grace: Duration) -> Result<Option<State>> {
+    let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    let Some(mut connection) = request(files, &Request::Stop { signal, grace_millis }).await? else {
+        return Ok(None);
+    };
+    loop {
+        // Bounded by the monitor: the grace, then its own limits on every step of the end.
+        match frame::receive::<Response, _>(&mut connection).await {
+            Ok(Some(Response::Status(update))) if update.state.is_final() => return Ok(Some(update.state)),
+            Ok(Some(Response::Status(_))) => {}
+            Ok(Some(Response::Refused { message })) => {
+                return Err(Error::new(ErrorKind::InvalidState, format!("the box does not stop: {message}")));
+            }
+            Ok(Some(_)) | Ok(None) | Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// What the files say about a box.
+#[derive(Clone, Debug)]
+pub(crate) enum Observed {
+    /// It was never started.
+    NeverStarted,
+    /// A monitor runs.
+    Live(State),
+    /// It has ended in order, or its end has been recorded.
+    Ended(State),
+    /// Its monitor was killed. The state says so.
+    Crashed(State),
+}
+
+impl Observed {
+    pub(crate) fn state(&self) -> Option<&State> {
+        match self {
+            Self::NeverStarted => None,
+            Self::Live(state) | Self::Ended(state) | Self::Crashed(state) => Some(state),
+        }
+    }
+}
+
+/// Finds out, from its files alone, what a box does.
+pub(crate) fn observe(files: &BoxFiles) -> Result<Observed> {
+    let Some(first) = read_state(files)? else {
+        // The control socket is bound before the first state is written.
+        return Ok(Observed::NeverStarted);
+    };
+    if first.update.state.is_final() {
+        return Ok(Observed::Ended(first.update.state));
+    }
+    let path = SocketPath::new(&files.control_socket());
+    if path.and_then(|path| StdUnixStream::connect(path.path())).is_ok() {
+        return Ok(Observed::Live(first.update.state));
+    }
+    // It may have ended between the two looks.
+    match read_state(files)? {
+        Some(second) if second.update.state.is_final() => Ok(Observed::Ended(second.update.state)),
+        _ => Ok(Observed::Crashed(crashed(files))),
+    }
+}
+
+fn crashed(files: &BoxFiles) -> State {
+    let ended = fs::metadata(files.state()).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let error = ErrorRecord {
+        kind: FailureKind::VmmLost,
+        messages: vec!["the box's monitor was killed".into()],
+        hint: None,
+        console_tail: Vec::new(),
+    };
+    State::Failed { error, ended_unix_nanos: unix_nanos(ended) }
+}
+
+fn read_state(files: &BoxFiles) -> Result<Option<StatusFile>> {
+    let path = files.state();
+    let Some(bytes) = read_bounded(&path, STATE_LIMIT)? else { return Ok(None) };
+    let status: StatusFile =
+        serde_json::from_slice(&bytes).map_err(|e| storage(format!("{} is damaged", path.display()), e))?;
+    Ok(Some(status))
+}
+
+/// Nanoseconds since the Unix epoch, which fit until the year 2554.
+pub(crate) fn unix_nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boxlite_control::{EngineChoice, VERSION};
+    use std::os::unix::net::UnixListener;
+
+    fn with_state(state: State) -> (tempfile::TempDir, BoxFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path());
+        let update = StatusUpdate { generation: 1, state };
+        let status = StatusFile { version: VERSION, monitor_pid: 1, update };
+        fs::write(files.state(), serde_json::to_vec(&status).unwrap()).unwrap();
+        (folder, files)
+    }
+
+    fn running() -> State {
+        State::Running { engine: EngineChoice::Qemu, vmm_pid: 2, started_unix_nanos: 3 }
+    }
+
+    #[test]
+    fn a_box_that_claims_to_run_without_a_monitor_has_crashed() {
+        let (_folder, files) = with_state(running());
+        assert!(matches!(observe(&files).unwrap(), Observed::Crashed(State::Failed { .. })));
+    }
+
+    #[test]
+    fn a_socket_file_that_nobody_listens_on_is_no_monitor() {
+        let (_folder, files) = with_state(running());
+        drop(UnixListener::bind(files.control_socket()).unwrap());
+        assert!(matches!(observe(&files).unwrap(), Observed::Crashed(_)));
+    }
+
+    #[test]
+    fn a_monitor_that_listens_is_live() {
+        let (_folder, files) = with_state(running());
+        let _listener = UnixListener::bind(files.control_socket()).unwrap();
+        assert!(matches!(observe(&files).unwrap(), Observed::Live(State::Running { .. })));
+    }
+
+    #[test]
+    fn a_box_without_a_state_was_never_started() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(observe(&BoxFiles::new(folder.path())).unwrap(), Observed::NeverStarted));
+    }
+
+    #[test]
+    fn a_damaged_state_is_an_error_and_no_guess() {
+        let (_folder, files) = with_state(running());
+        fs::write(files.state(), b"{").unwrap();
+        assert_eq!(observe(&files).unwrap_err().kind(), ErrorKind::Storage);
+    }
+}

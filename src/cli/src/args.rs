@@ -1,0 +1,284 @@
+//! The command line as data.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// Run OCI images in micro-VMs of their own, with no daemon.
+#[derive(Debug, Parser)]
+#[command(name = "boxlite", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Line {
+    /// Folder of everything that BoxLite keeps [env: BOXLITE_HOME] [default: ~/.boxlite]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Tell what is done, on standard error
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a box from an image, run a command in it, and wait for its end
+    Run(RunArgs),
+    /// Run a command in a running box
+    Exec(ExecArgs),
+    /// List boxes
+    #[command(visible_aliases = ["ls", "list"])]
+    Ps(PsArgs),
+    /// Stop running boxes
+    Stop(StopArgs),
+    /// Remove boxes
+    Rm(RmArgs),
+    /// Load images from an OCI layout folder, an OCI archive or a `docker save` archive
+    Load(LoadArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Say what this host has and what it lacks
+    Doctor(FormatArgs),
+    /// Show the version
+    Version(FormatArgs),
+}
+
+impl Command {
+    /// The exit code when BoxLite itself fails.
+    pub(crate) fn tool_code(&self) -> u8 {
+        match self {
+            Self::Run(_) | Self::Exec(_) => exit::TOOL,
+            _ => 1,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    Table,
+    /// One JSON document for programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// How to print it
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Remove the box when its command ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name of the box
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Set a variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Working directory in the box
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User in the box: name or uid, with an optional group
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Pass standard input to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u8>,
+    /// Memory, such as 512m or 2g; a bare number is MiB [default: 1g]
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
+    /// Size of the writable disk, such as 20g; a bare number is GiB [default: 10g]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_size: Option<DiskSize>,
+    /// Replace the image's entrypoint; an empty one removes it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) entrypoint: Option<String>,
+    /// Host name in the box [default: the box's id]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub(crate) cap_add: Vec<String>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub(crate) cap_drop: Vec<String>,
+    /// Image: a reference, a digest, or a path that starts with `/` or `./`
+    pub(crate) image: String,
+    /// Command and arguments [default: those of the image]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Set a variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Working directory in the box
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User in the box: name or uid, with an optional group
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Pass standard input to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Name, id, or unique start of an id
+    #[arg(value_name = "BOX")]
+    pub(crate) target: String,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Also boxes that do not run
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only ids
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Seconds to wait before the box is killed
+    #[arg(short = 't', long, default_value = "10", value_name = "SECONDS")]
+    pub(crate) time: u32,
+    /// Names or ids
+    #[arg(required = true, value_name = "BOX")]
+    pub(crate) targets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Kill boxes that run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "BOX")]
+    pub(crate) targets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Read from this file or folder instead of standard input
+    #[arg(short, long, value_name = "PATH", conflicts_with = "path")]
+    pub(crate) input: Option<PathBuf>,
+    /// Only print the references
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The same as --input
+    #[arg(value_name = "PATH")]
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Only digests
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+}
+
+/// A size in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u32);
+
+/// A size in GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskSize(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = parse_size(text, 1 << 20)?;
+        u32::try_from(bytes.div_ceil(1 << 20)).map(Self).map_err(|_| format!("`{text}` is too large"))
+    }
+}
+
+impl FromStr for DiskSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(parse_size(text, 1 << 30)?.div_ceil(1 << 30)))
+    }
+}
+
+/// A number with one of Docker's suffixes: b, k, m, g, t, also as `kb` or `KiB`, each 1024 times the one before.
+fn parse_size(text: &str, bare_unit: u64) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, suffix) = text.split_at(digits);
+    let suffix = suffix.trim_start().to_ascii_lowercase();
+    let unit = match suffix.trim_end_matches('b').trim_end_matches('i') {
+        "" if suffix.is_empty() => bare_unit,
+        "" if suffix == "b" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return Err(format!("`{text}` is no size: use a number and b, k, m, g or t")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+/// Variables as the library takes them; NAME alone is taken from our own environment, and left out when it is not set.
+pub(crate) fn environment(entries: &[String]) -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
+    for entry in entries {
+        match entry.split_once('=') {
+            Some((name, value)) => all.push((name.to_owned(), value.to_owned())),
+            None => match std::env::var(entry) {
+                Ok(value) => all.push((entry.clone(), value)),
+                Err(std::env::VarError::NotPresent) => {}
+                Err(error) => return Err(format!("cannot pass `{entry}` on: {error}")),
+            },
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_as_docker_reads_them() {
+        for (text, mib) in [("512", 512), ("512m", 512), ("2g", 2048), ("2GiB", 2048), ("1048577b", 2), ("1024kb", 1)] {
+            assert_eq!(text.parse::<Size>().unwrap().0, mib, "{text}");
+        }
+        for bad in ["", "g", "-1", "1x", "1.5g", "99999999999999999999g", "20000000t"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+        assert_eq!("20".parse::<DiskSize>().unwrap().0, 20);
+        assert_eq!("1025m".parse::<DiskSize>().unwrap().0, 2);
+    }
+
+    #[test]
+    fn flags_after_the_image_belong_to_the_command() {
+        let line = Line::try_parse_from(["boxlite", "run", "--rm", "busybox", "ls", "-l", "--rm"]).unwrap();
+        let Command::Run(run) = line.command else { panic!("not a run") };
+        assert!(run.rm);
+        assert_eq!(run.command, ["ls", "-l", "--rm"]);
+    }
+}

@@ -1,0 +1,21 @@
+//! One file a command.
+
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod images;
+pub(crate) mod load;
+pub(crate) mod ps;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod stop;
+pub(crate) mod version;
+
+use boxlite::{BoxliteRuntime, LiteBox};
+
+use crate::exit::Failure;
+
+/// The box that the user names.
+pub(crate) async fn find(runtime: &BoxliteRuntime, target: &str) -> Result<LiteBox, Failure> {
+    let found = runtime.get(target).await?;
+    found.ok_or_else(|| Failure::Told(format!("there is no box `{}`\nhint: `boxlite ps -a` lists them", target.escape_debug())))
+}

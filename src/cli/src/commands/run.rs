@@ -1,0 +1,54 @@
+//! `boxlite run`
+
+use std::process::ExitCode;
+
+use boxlite::{BoxOptions, BoxliteRuntime, ImageHandle, LiteBox, RootfsSpec};
+
+use crate::args::{RunArgs, environment};
+use crate::exit::{self, Failure};
+use crate::streams;
+
+pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitCode, Failure> {
+    let (name, interactive) = (args.name.clone(), args.interactive);
+    let created = runtime.create(options(args)?, name).await?;
+    let outcome = attached(&created, interactive).await;
+    // The prompt comes back when nothing of the box is left running, also after a failure.
+    if let Err(error) = created.wait_gone().await {
+        exit::message(&error.report());
+    }
+    outcome.map(exit::of_command)
+}
+
+async fn attached(created: &LiteBox, interactive: bool) -> Result<i32, Failure> {
+    let execution = created.start_attached().await?;
+    match streams::connect(execution, interactive).await {
+        // The stream broke: the monitor knows whether the command had ended.
+        Err(Failure::Library(error)) => match created.wait().await {
+            Ok(code) => Ok(code),
+            Err(cause) if cause.kind() == boxlite::ErrorKind::Engine => Err(cause.into()),
+            Err(_) => Err(error.into()),
+        },
+        outcome => outcome,
+    }
+}
+
+fn options(args: RunArgs) -> Result<BoxOptions, Failure> {
+    let mut options = BoxOptions::image(&args.image);
+    if ImageHandle::is_path(&args.image) {
+        options.rootfs = RootfsSpec::RootfsPath(args.image);
+    }
+    options.cpus = args.cpus;
+    options.memory_mib = args.memory.map(|size| size.0);
+    options.disk_size_gb = args.disk_size.map(|size| size.0);
+    options.working_dir = args.workdir;
+    options.env = environment(&args.env).map_err(Failure::Told)?;
+    options.user = args.user;
+    options.entrypoint = args.entrypoint.map(|program| if program.is_empty() { Vec::new() } else { vec![program] });
+    options.cmd = (!args.command.is_empty()).then_some(args.command);
+    options.hostname = args.hostname;
+    options.open_stdin = args.interactive;
+    options.cap_add = args.cap_add;
+    options.cap_drop = args.cap_drop;
+    options.auto_remove = args.rm;
+    Ok(options)
+}

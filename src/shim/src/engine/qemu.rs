@@ -1,0 +1,146 @@
+//! QEMU, as a child of the VMM role.
+//!
+//! This process serves the guest's vsock device over vhost-user, and ends when QEMU does. QEMU dies with it: the kernel
+//! kills the child of a dead parent.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use boxlite_control::{Direction, EngineChoice, SocketPath, VmSpec};
+use boxlite_portal::ports::GUEST_CID;
+use boxlite_vsock::{Device, Port};
+
+use super::qemu_arguments::{self, Accelerator};
+use super::{Capabilities, Engine, Host, RunError, WhyNot};
+use crate::tsc::Measurement;
+use crate::{child, text};
+
+/// The program.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The engine.
+#[derive(Debug)]
+pub(crate) struct Qemu;
+
+impl Engine for Qemu {
+    fn choice(&self) -> EngineChoice {
+        EngineChoice::Qemu
+    }
+
+    fn probe(&self, host: &Host) -> Result<Capabilities, WhyNot> {
+        match find(&host.path) {
+            Some(program) => Ok(Capabilities { accelerated: host.kvm.is_ok(), program: Some(program) }),
+            None => Err(WhyNot {
+                reasons: vec![format!("{PROGRAM} is in no folder of PATH")],
+                hint: Some("install QEMU: `apt install qemu-system-x86`".to_owned()),
+            }),
+        }
+    }
+
+    fn run(&self, vm: &VmSpec, capabilities: &Capabilities) -> Result<Infallible, RunError> {
+        let measurement = (!capabilities.accelerated).then(Measurement::start);
+        let program = capabilities.program.clone();
+        let program = program.ok_or_else(|| RunError::Unsupported(format!("nobody has looked for {PROGRAM}")))?;
+        let vsock = Vsock::start(vm)?;
+        let accelerator = match measurement {
+            None => Accelerator::Kvm,
+            Some(measurement) => Accelerator::Software { tsc_khz: measurement.finish() },
+        };
+        let failed = |source| RunError::Start { program: program.clone(), source };
+
+        let mut command = Command::new(&program);
+        command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd())?);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        child::tie(&mut command, vsock.qemus.as_raw_fd());
+        let mut qemu = command.spawn().map_err(failed)?;
+        let served = vsock.hand_over();
+        let status = qemu.wait().map_err(failed)?;
+        // The device ends with its socket, after host programs had a short time to read what the guest has sent last.
+        if served.join().is_err() {
+            tracing::error!("the vsock device has panicked");
+        }
+        Err(RunError::Ended { program, status })
+    }
+}
+
+/// A vsock device on a thread of its own.
+struct Vsock {
+    qemus: UnixStream,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Vsock {
+    fn start(vm: &VmSpec) -> Result<Self, RunError> {
+        let failed = |error: std::io::Error| RunError::Vsock(Box::new(error));
+        let mut ports = Vec::new();
+        // Some of the paths lead through an open folder, which has to stay open while the device runs.
+        let mut sockets = Vec::new();
+        for port in &vm.ports {
+            let socket = SocketPath::new(&port.path).map_err(failed)?;
+            let direction = match port.direction {
+                Direction::HostToGuest => boxlite_vsock::Direction::HostToGuest,
+                Direction::GuestToHost => boxlite_vsock::Direction::GuestToHost,
+            };
+            ports.push(Port { port: port.port, path: socket.path().to_owned(), direction });
+            sockets.push(socket);
+        }
+        let device =
+            Device::new(u64::from(GUEST_CID), ports).map_err(|error| RunError::Vsock(Box::new(error)))?;
+        let (ours, qemus) = UnixStream::pair().map_err(failed)?;
+        let serve = move || {
+            let _sockets = sockets;
+            if let Err(error) = device.serve(ours) {
+                tracing::error!(error = text::line(&error), "the vsock device has failed");
+            }
+        };
+        let thread = thread::Builder::new().name("vsock".into()).spawn(serve).map_err(failed)?;
+        Ok(Self { qemus, thread })
+    }
+
+    /// Gives up this process's copy of QEMU's end: only then does the device see that QEMU has gone.
+    fn hand_over(self) -> thread::JoinHandle<()> {
+        self.thread
+    }
+}
+
+/// The first executable of this name in a list of folders.
+fn find(path: &OsStr) -> Option<PathBuf> {
+    let executable = |program: &PathBuf| {
+        program.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    // A relative folder would mean another program wherever one stands.
+    std::env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(PROGRAM))
+        .find(executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_program_is_the_first_executable_file_of_its_name() {
+        let folders = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode| {
+            let folder = folders.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join(PROGRAM), "").unwrap();
+            fs::set_permissions(folder.join(PROGRAM), fs::Permissions::from_mode(mode)).unwrap();
+            folder
+        };
+        let (plain, first, second) = (make("plain", 0o644), make("first", 0o755), make("second", 0o755));
+        let a_folder = folders.path().join("folder");
+        fs::create_dir_all(a_folder.join(PROGRAM)).unwrap();
+        let path = std::env::join_paths([".".into(), a_folder, plain, first.clone(), second]).unwrap();
+        assert_eq!(find(&path), Some(first.join(PROGRAM)));
+        assert_eq!(find(OsStr::new("")), None);
+    }
+}

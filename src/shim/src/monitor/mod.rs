@@ -1,0 +1,3 @@
+//! x
+use std::process::ExitCode;
+pub(crate) fn main() -> ExitCode { ExitCode::FAILURE }

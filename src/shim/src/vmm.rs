@@ -1,0 +1,130 @@
+//! The VMM role: one machine, in a process that ends with it.
+//!
+//! ```text
+//!   standard input   a frame with the VmmConfig; its end ends this process at once
+//!   standard output  the guest's console
+//!   standard error   the log
+//! ```
+
+use std::io::{self, Read};
+use std::process::ExitCode;
+use std::thread;
+
+use boxlite_control::{EngineChoice, VERSION, VmmConfig, frame};
+
+use crate::engine::{self, Capabilities, RunError};
+use crate::{child, text};
+
+/// Why the role could not even begin.
+#[derive(Debug, thiserror::Error)]
+enum VmmError {
+    #[error("cannot prepare the process")]
+    Prepare(#[source] io::Error),
+    #[error("cannot read the machine's specification")]
+    Read(#[source] io::Error),
+    #[error("the machine's specification does not decode")]
+    Decode(#[source] serde_json::Error),
+    #[error("the specification has version {0}, this is version {VERSION}")]
+    Version(u32),
+    #[error("no engine was chosen")]
+    NoEngine,
+    #[error("the machine did not run")]
+    Run(#[from] RunError),
+}
+
+/// Runs the role.
+pub(crate) fn main() -> ExitCode {
+    match run() {
+        // QEMU has ended because its guest has: that is how a guest powers off.
+        Err(VmmError::Run(RunError::Ended { status, .. })) if status.success() => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = text::line(&error), "the VMM ends");
+            ExitCode::FAILURE
+        }
+        Ok(never) => match never {},
+    }
+}
+
+fn run() -> Result<std::convert::Infallible, VmmError> {
+    child::close_inherited().map_err(VmmError::Prepare)?;
+    let config = read_config(&mut io::stdin().lock())?;
+    end_with_standard_input().map_err(VmmError::Prepare)?;
+    let VmmConfig { engine, accelerated, program, vm, .. } = config;
+    let engine = engine::by_name(engine).ok_or(VmmError::NoEngine)?;
+    tracing::info!(engine = engine::name(engine.choice()), accelerated, "the machine starts");
+    Ok(engine.run(&vm, &Capabilities { accelerated, program })?)
+}
+
+fn read_config(input: &mut impl Read) -> Result<VmmConfig, VmmError> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length).map_err(VmmError::Read)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > frame::LIMIT {
+        return Err(VmmError::Read(io::Error::from(io::ErrorKind::FileTooLarge)));
+    }
+    let mut body = vec![0; length];
+    input.read_exact(&mut body).map_err(VmmError::Read)?;
+    let config: VmmConfig = serde_json::from_slice(&body).map_err(VmmError::Decode)?;
+    match config {
+        VmmConfig { version, .. } if version != VERSION => Err(VmmError::Version(version)),
+        VmmConfig { engine: EngineChoice::Auto, .. } => Err(VmmError::NoEngine),
+        config => Ok(config),
+    }
+}
+
+/// Starts a thread that ends the process at the end of standard input, whatever the engine is doing.
+fn end_with_standard_input() -> io::Result<()> {
+    let wait = || {
+        let mut byte = [0];
+        loop {
+            match io::stdin().lock().read(&mut byte) {
+                // Nothing is sent after the configuration.
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        // SAFETY: ends the process without running anything: exit handlers could wait for a thread that runs a guest.
+        unsafe { libc::_exit(0) }
+    };
+    thread::Builder::new().name("lifeline".into()).stack_size(64 << 10).spawn(wait).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boxlite_control::VmSpec;
+
+    fn config() -> VmmConfig {
+        let vm = VmSpec {
+            cpus: 1,
+            memory_mib: 256,
+            kernel: "/k".into(),
+            disks: Vec::new(),
+            ports: Vec::new(),
+        };
+        VmmConfig { version: VERSION, engine: EngineChoice::Qemu, accelerated: false, program: None, vm }
+    }
+
+    #[test]
+    fn a_configuration_comes_back_as_it_was_sent() {
+        let frame = frame::encode(&config()).unwrap();
+        assert_eq!(read_config(&mut frame.as_slice()).unwrap(), config());
+        for end in 0..frame.len() {
+            assert!(matches!(read_config(&mut &frame[..end]), Err(VmmError::Read(_))), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn another_version_and_an_engine_that_was_not_chosen_are_refused() {
+        let read = |config| read_config(&mut frame::encode(&config).unwrap().as_slice());
+        assert!(matches!(read(VmmConfig { version: 9, ..config() }), Err(VmmError::Version(9))));
+        let open = VmmConfig { engine: EngineChoice::Auto, ..config() };
+        assert!(matches!(read(open), Err(VmmError::NoEngine)));
+    }
+
+    #[test]
+    fn a_huge_length_is_refused_before_it_is_allocated() {
+        assert!(matches!(read_config(&mut [0xff; 8].as_slice()), Err(VmmError::Read(_))));
+    }
+}

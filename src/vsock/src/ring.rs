@@ -1,0 +1,244 @@
+//! One virtqueue: taking buffers from the guest, giving them back, and telling each other no more often than needed.
+//!
+//! The guest writes the ring and everything that it points to. Whatever does not add up marks the ring as broken; it is
+//! then left alone until the guest's driver starts anew, so that no nonsense can keep the device busy.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
+
+use crate::chain;
+use crate::packet::HEADER;
+
+/// The most descriptors that a ring may have.
+pub(crate) const MAX_SIZE: u16 = 1024;
+
+/// A ring as the VMM has configured it.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    pub(crate) queue: Queue,
+    /// Readable when the guest has added buffers.
+    pub(crate) kick: Option<File>,
+    /// Written to interrupt the guest.
+    pub(crate) call: Option<File>,
+    pub(crate) enabled: bool,
+    broken: bool,
+    /// Buffers were given back since the guest was last told.
+    returned: bool,
+    /// Where the ring stood when the VMM stopped it.
+    pub(crate) stopped_at: Option<u16>,
+}
+
+/// Buffers that the guest has provided for receiving, taken but not used yet.
+#[derive(Debug, Default)]
+pub(crate) struct Room<'m> {
+    slots: Vec<Slot>,
+    segments: Vec<VolatileSlice<'m>>,
+    /// The ring's position before the first slot.
+    start: u16,
+}
+
+/// One buffer: room for a packet with a payload of up to `payload` bytes, at least one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    head: u16,
+    first: usize,
+    end: usize,
+    pub(crate) payload: usize,
+}
+
+impl Room<'_> {
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Bytes of payload that fit.
+    pub(crate) fn payload(&self) -> usize {
+        self.slots.iter().map(|slot| slot.payload).sum()
+    }
+
+    /// Writes a packet. What does not fit is cut off; callers look at [`Slot::payload`].
+    fn fill(&self, slot: &Slot, header: &[u8; HEADER], payload: &[u8]) -> u32 {
+        let written = chain::write(&self.segments[slot.first..slot.end], &[header, payload]);
+        u32::try_from(written).unwrap_or(u32::MAX)
+    }
+}
+
+impl Ring {
+    pub(crate) fn new() -> Result<Self, virtio_queue::Error> {
+        Ok(Self {
+            queue: Queue::new(MAX_SIZE)?,
+            kick: None,
+            call: None,
+            enabled: false,
+            broken: false,
+            returned: false,
+            stopped_at: None,
+        })
+    }
+
+    /// The VMM has started it, so there are buffers to take.
+    pub(crate) fn is_running(&self) -> bool {
+        self.queue.ready() && self.enabled && !self.broken
+    }
+
+    /// Starts it, and forgets what an earlier driver did wrong.
+    pub(crate) fn start(&mut self) {
+        self.queue.set_ready(true);
+        self.broken = false;
+        self.returned = false;
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.queue.set_ready(false);
+        self.stopped_at = Some(self.queue.next_avail());
+    }
+
+    fn give_up(&mut self, why: &str) {
+        self.broken = true;
+        tracing::warn!(why, "a virtqueue is broken and is ignored until the guest restarts it");
+    }
+
+    /// The next buffer that the guest has added.
+    pub(crate) fn pop<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+        if !self.is_running() {
+            return None;
+        }
+        let size = self.queue.size();
+        let chain = match self.queue.iter(memory) {
+            Ok(mut available) => available.next()?,
+            Err(_) => {
+                self.give_up("its available index is out of range");
+                return None;
+            }
+        };
+        if chain.head_index() >= size {
+            self.give_up("a chain starts outside of the descriptor table");
+            return None;
+        }
+        Some(chain)
+    }
+
+    /// Gives a buffer back, of which `len` bytes were written.
+    pub(crate) fn give_back(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
+        match self.queue.add_used(memory, head, len) {
+            Ok(()) => self.returned = true,
+            Err(_) => self.give_up("its used ring is outside of memory"),
+        }
+    }
+
+    /// Takes buffers for `payload` bytes, or as many as there are, at most `max`. Ends with [`settle`](Self::settle).
+    ///
+    /// A buffer that cannot hold a packet goes back unused.
+    pub(crate) fn reserve<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        payload: usize,
+        max: usize,
+        room: &mut Room<'m>,
+    ) {
+        room.slots.clear();
+        room.segments.clear();
+        room.start = self.queue.next_avail();
+        let mut total = 0;
+        while room.slots.len() < max && (total < payload || room.slots.is_empty()) {
+            let Some(chain) = self.pop(memory) else { break };
+            let head = chain.head_index();
+            let first = room.segments.len();
+            match chain::writable(memory, chain, &mut room.segments) {
+                Some(len) if len > HEADER => {
+                    let payload = len - HEADER;
+                    total += payload;
+                    room.slots.push(Slot { head, first, end: room.segments.len(), payload });
+                }
+                _ if room.slots.is_empty() => {
+                    room.segments.truncate(first);
+                    self.give_back(memory, head, 0);
+                    room.start = self.queue.next_avail();
+                }
+                // Given back next time, when it comes first: what is untaken below has to be at the end.
+                _ => break,
+            }
+        }
+    }
+
+    /// Fills the first slots of a reservation and puts the rest back for the next one.
+    pub(crate) fn settle<'p>(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        room: &Room<'_>,
+        packets: impl Iterator<Item = ([u8; HEADER], &'p [u8])>,
+    ) {
+        let mut position = room.start;
+        for (slot, (header, payload)) in room.slots.iter().zip(packets) {
+            let len = room.fill(slot, &header, payload);
+            self.give_back(memory, slot.head, len);
+            position = position.wrapping_add(1);
+        }
+        self.queue.set_next_avail(position);
+    }
+
+    /// Asks the guest to kick when it adds a buffer. `true`: it already has, and may not kick for that one.
+    pub(crate) fn listen(&mut self, memory: &GuestMemoryMmap) -> bool {
+        if !self.is_running() {
+            return false;
+        }
+        match self.queue.enable_notification(memory) {
+            Ok(more) => more,
+            Err(_) => {
+                self.give_up("its rings are outside of memory");
+                false
+            }
+        }
+    }
+
+    /// Asks the guest not to kick while the ring is being worked on anyway.
+    pub(crate) fn stop_listening(&mut self, memory: &GuestMemoryMmap) {
+        if self.is_running() && self.queue.disable_notification(memory).is_err() {
+            self.give_up("its rings are outside of memory");
+        }
+    }
+
+    /// What [`listen`](Self::listen) promised could not be taken.
+    pub(crate) fn contradicts_itself(&mut self) {
+        if self.is_running() {
+            self.give_up("it has entries that cannot be read");
+        }
+    }
+
+    /// Interrupts the guest if buffers were given back and it wants to know.
+    pub(crate) fn notify(&mut self, memory: &GuestMemoryMmap) {
+        if !std::mem::take(&mut self.returned) {
+            return;
+        }
+        match self.queue.needs_notification(memory) {
+            Ok(false) => {}
+            Ok(true) => {
+                let result = self.call.as_mut().map_or(Ok(()), |call| call.write_all(&1u64.to_ne_bytes()));
+                // A full counter means that the guest has many interrupts to take already.
+                if let Err(error) = result.map_err(|error| error.kind()) {
+                    if error != ErrorKind::WouldBlock {
+                        self.give_up("the guest cannot be interrupted");
+                    }
+                }
+            }
+            Err(_) => self.give_up("its available ring is outside of memory"),
+        }
+    }
+
+    /// Resets the kick descriptor.
+    pub(crate) fn take_kick(&mut self) {
+        let mut counter = [0; 8];
+        // It was readable, and nobody else reads it; an empty counter is as good as one that was reset.
+        if let Some(Err(error)) = self.kick.as_mut().map(|kick| kick.read(&mut counter)) {
+            if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+                self.give_up("its kick descriptor cannot be read");
+            }
+        }
+    }
+}

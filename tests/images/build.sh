@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Makes the images that the tests and the quickstart run, out of the system's own packages: no registry is needed.
+#
+#   build.sh [busybox|python]...       prints the folder that holds them; without arguments, makes all of them
+#
+# The folder is ${BOXLITE_CACHE:-~/.cache/boxlite}/test-images/v1, and holds for each image:
+#
+#   <name>.oci/          an OCI layout, tag = reference without the name (latest, 3)
+#   <name>.oci.tar       an OCI archive; org.opencontainers.image.ref.name is the whole reference
+#   <name>.docker.tar    what `docker save` writes (busybox alone)
+#
+# An image is made once. Raise the number in the folder's name when what goes into one changes.
+
+# shellcheck source=make/lib.sh
+source "$(dirname "$0")/../../make/lib.sh"
+here=$(cd "$(dirname "$0")" && pwd)
+out=$cache/test-images/v1
+PATH=$PATH:/usr/sbin:/sbin
+
+# umoci maps the caller to root in the image when it cannot be root itself.
+rootless=()
+((EUID == 0)) || rootless=(--rootless)
+
+# publish <name> <reference> <layout>: makes the archives and moves all under the final names, the layout last, which
+# says that the rest is there.
+publish() {
+    local name=$1 reference=$2 layout=$3 work
+    work=$(dirname "$layout")
+    skopeo --insecure-policy copy --quiet "oci:$layout:${reference#*:}" "oci-archive:$work/oci.tar:$reference"
+    mv -f "$work/oci.tar" "$out/$name.oci.tar"
+    if [[ $name == busybox ]]; then
+        skopeo --insecure-policy copy --quiet "oci:$layout:${reference#*:}" "docker-archive:$work/docker.tar:$reference"
+        mv -f "$work/docker.tar" "$out/$name.docker.tar"
+    fi
+    mv -T "$layout" "$out/$name.oci"
+}
+
+make_image() {
+    local name=$1 work started=$SECONDS
+    [[ -d $out/$name.oci ]] && return
+    work=$(mktemp -d "$out/.$name.XXXXXX")
+    # shellcheck disable=SC2064  # The path as it is now.
+    trap "rm -rf '$work'" EXIT
+    say "making the test image $name"
+    # shellcheck source=/dev/null
+    source "$here/$name.sh"
+    "make_$name" "$work" >&2
+    publish "$name" "$reference" "$work/layout"
+    rm -rf "$work"
+    say "made the test image $name in $((SECONDS - started)) s"
+}
+
+mkdir -p "$out"
+# Two builds at once would do the same work twice, and the second would find the name taken.
+exec 9>"$out/.lock"
+flock 9
+(($#)) || set -- busybox python
+for name; do
+    [[ -f $here/$name.sh && $name != build ]] || die "there is no test image called $name"
+    (make_image "$name")
+done
+echo "$out"
