@@ -16,4 +16,4 @@ run() {
 run load -i "$images/busybox.oci.tar"
 run run --rm busybox uname -a
 run doctor
-say "Now try: $boxlite run --rm -it busybox sh"
+say "Now try: $boxlite run --rm -i busybox sh"

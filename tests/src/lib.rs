@@ -1,1 +1,3 @@
 //! The harness of the VM tests.
+
+pub mod raw;

@@ -235,6 +235,17 @@ fn no_source_file_has_grown_beyond_one_noun() {
 }
 
 #[test]
+fn make_fetches_the_libkrunfw_that_is_looked_for() {
+    let version = |path: &str, before: &str, behind: char| {
+        let source = read(&top().join(path));
+        let line = source.lines().find_map(|line| line.strip_prefix(before));
+        line.unwrap_or_else(|| panic!("{path} has no {before}")).split(behind).next().unwrap().to_owned()
+    };
+    let looked_for = version("src/libkrun-sys/src/firmware.rs", "pub const VERSION: &str = \"", '"');
+    assert_eq!(version("make/libkrunfw.sh", "version=", '\n'), looked_for);
+}
+
+#[test]
 fn architecture_md_names_every_crate() {
     let document = read(&top().join("ARCHITECTURE.md"));
     for (name, folder) in Workspace::load().members {

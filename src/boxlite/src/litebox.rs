@@ -22,6 +22,16 @@ const END_DEADLINE: Duration = Duration::from_secs(30);
 /// SIGTERM, the same on every Linux.
 const SIGTERM: u32 = 15;
 
+/// One step of the start of a box.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StartStep {
+    /// What was done, in a word.
+    pub name: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
 /// A handle to a box. Cheap to clone. The box goes on when a handle is dropped; see [`BoxOptions::detach`] for what
 /// ends it.
 ///
@@ -105,6 +115,17 @@ impl LiteBox {
         }
         self.start_with(true).await?;
         self.attach().await
+    }
+
+    /// The steps of the last start that this runtime made, in order, each with the time until the next one began; the
+    /// first is the start of the monitor. Empty when it did not start the box, or the box does not run yet.
+    pub fn start_steps(&self) -> Vec<StartStep> {
+        let Some(monitor) = self.own_monitor() else { return Vec::new() };
+        let arrived = monitor.view().arrived;
+        let first = [(monitor.spawned(), "spawn".to_owned())];
+        let all: Vec<_> = first.into_iter().chain(arrived).collect();
+        let pairs = all.iter().zip(all.iter().skip(1));
+        pairs.map(|((at, name), (next, _))| StartStep { name: name.clone(), took: *next - *at }).collect()
     }
 
     async fn start_with(&self, await_attach: bool) -> Result<()> {

@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
     BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile, StatusUpdate,
@@ -40,11 +40,30 @@ pub(crate) struct View {
     pub(crate) update: Option<StatusUpdate>,
     /// Nothing more will come: the monitor has ended or the connection is lost.
     pub(crate) over: bool,
+    /// When each state arrived, up to the first that is no step of a start: bounded by [`MAX_STEPS`].
+    pub(crate) arrived: Vec<(Instant, String)>,
 }
+
+/// The most steps of a start that are remembered.
+const MAX_STEPS: usize = 64;
 
 impl View {
     pub(crate) fn state(&self) -> Option<&State> {
         self.update.as_ref().map(|update| &update.state)
+    }
+
+    /// Takes the next update in.
+    fn advance(&mut self, update: StatusUpdate) {
+        let name = match &update.state {
+            State::Starting { step } => Some(step.as_str()),
+            State::Running { .. } => Some("running"),
+            _ => None,
+        };
+        let running = self.arrived.last().is_some_and(|(_, last)| last == "running");
+        if let Some(name) = name.filter(|_| !running && self.arrived.len() < MAX_STEPS) {
+            self.arrived.push((Instant::now(), name.to_owned()));
+        }
+        self.update = Some(update);
     }
 
     fn is_final(&self) -> bool {
@@ -55,6 +74,7 @@ impl View {
 /// A monitor that is listened to.
 #[derive(Debug)]
 pub(crate) struct Monitor {
+    spawned: Instant,
     view: watch::Receiver<View>,
     task: JoinHandle<()>,
 }
@@ -71,6 +91,7 @@ impl Monitor {
         let failed = |e: std::io::Error| {
             Error::new(ErrorKind::Engine, format!("cannot start {}", shim.display())).with_source(e)
         };
+        let spawned = Instant::now();
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let mut lifeline = UnixStream::from_std(ours).map_err(failed)?;
@@ -88,7 +109,7 @@ impl Monitor {
         sent.map_err(|e| Error::new(ErrorKind::Engine, "the monitor did not take its configuration").with_source(e))?;
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_lifeline(lifeline, child, sender));
-        Ok(Self { view, task })
+        Ok(Self { spawned, view, task })
     }
 
     /// Listens to a monitor that somebody else started; `None` when none runs.
@@ -96,7 +117,12 @@ impl Monitor {
         let Some(connection) = request(files, &Request::Watch).await? else { return Ok(None) };
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_control(connection, sender));
-        Ok(Some(Self { view, task }))
+        Ok(Some(Self { spawned: Instant::now(), view, task }))
+    }
+
+    /// When this end of it was made.
+    pub(crate) fn spawned(&self) -> Instant {
+        self.spawned
     }
 
     pub(crate) fn view(&self) -> View {
@@ -131,7 +157,7 @@ impl Monitor {
 async fn follow_lifeline(mut lifeline: UnixStream, mut child: Child, sender: watch::Sender<View>) {
     loop {
         match frame::receive::<StatusUpdate, _>(&mut lifeline).await {
-            Ok(Some(update)) => sender.send_modify(|view| view.update = Some(update)),
+            Ok(Some(update)) => sender.send_modify(|view| view.advance(update)),
             Ok(None) => break,
             Err(error) => {
                 tracing::warn!(error = %error, "lost the lifeline to a monitor");
@@ -148,7 +174,7 @@ async fn follow_lifeline(mut lifeline: UnixStream, mut child: Child, sender: wat
 async fn follow_control(mut connection: UnixStream, sender: watch::Sender<View>) {
     loop {
         match frame::receive::<Response, _>(&mut connection).await {
-            Ok(Some(Response::Status(update))) => sender.send_modify(|view| view.update = Some(update)),
+            Ok(Some(Response::Status(update))) => sender.send_modify(|view| view.advance(update)),
             Ok(Some(_)) | Ok(None) => break,
             Err(error) => {
                 tracing::warn!(error = %error, "lost the connection to a monitor");

@@ -46,7 +46,7 @@
 mod chain;
 mod connection;
 mod frontend;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod host;
 mod packet;

@@ -27,6 +27,8 @@ pub(crate) struct Ring {
     broken: bool,
     /// Buffers were given back since the guest was last told.
     returned: bool,
+    /// There was said to be another buffer.
+    promised: bool,
     /// Where the ring stood when the VMM stopped it.
     pub(crate) stopped_at: Option<u16>,
 }
@@ -75,6 +77,7 @@ impl Ring {
             enabled: false,
             broken: false,
             returned: false,
+            promised: false,
             stopped_at: None,
         })
     }
@@ -89,6 +92,7 @@ impl Ring {
         self.queue.set_ready(true);
         self.broken = false;
         self.returned = false;
+        self.promised = false;
     }
 
     pub(crate) fn stop(&mut self) {
@@ -111,11 +115,18 @@ impl Ring {
         }
         let size = self.queue.size();
         let chain = match self.queue.iter(memory) {
-            Ok(mut available) => available.next()?,
+            Ok(mut available) => available.next(),
             Err(_) => {
                 self.give_up("its available index is out of range");
                 return None;
             }
+        };
+        let promised = std::mem::take(&mut self.promised);
+        let Some(chain) = chain else {
+            if promised {
+                self.give_up("it has entries that cannot be read");
+            }
+            return None;
         };
         if chain.head_index() >= size {
             self.give_up("a chain starts outside of the descriptor table");
@@ -189,7 +200,10 @@ impl Ring {
             return false;
         }
         match self.queue.enable_notification(memory) {
-            Ok(more) => more,
+            Ok(more) => {
+                self.promised = more;
+                more
+            }
             Err(_) => {
                 self.give_up("its rings are outside of memory");
                 false
@@ -201,13 +215,6 @@ impl Ring {
     pub(crate) fn stop_listening(&mut self, memory: &GuestMemoryMmap) {
         if self.is_running() && self.queue.disable_notification(memory).is_err() {
             self.give_up("its rings are outside of memory");
-        }
-    }
-
-    /// What [`listen`](Self::listen) promised could not be taken.
-    pub(crate) fn contradicts_itself(&mut self) {
-        if self.is_running() {
-            self.give_up("it has entries that cannot be read");
         }
     }
 

@@ -1,0 +1,604 @@
+//! Files and folders that hold images: what is in them, without unpacking anything.
+//!
+//! Three kinds are told apart by what is inside: an OCI layout folder; an OCI archive, which is a tar file of such a
+//! folder; and the older archives of `docker save`, with a `manifest.json` and layers in folders of their own. Archives
+//! may be compressed as a whole: they are then unpacked into a temporary file without a name first.
+//!
+//! Members of tar files are found through an index of their positions, made in one pass that reads headers only. Their
+//! names are keys of that index and nothing else. In folders, only paths made of a strictly parsed digest are opened.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::build::LayerSource;
+use super::config::ImageConfig;
+use super::digest::Digest;
+use super::error::{ImageError, LayerError, TarError};
+use super::limits::Limits;
+use super::manifest::{
+    Configuration, DOCUMENT_MAX, Descriptor, DockerImage, Document, Platform, broken, is_layer, parse,
+};
+use super::reference::Reference;
+use super::stream::Compression;
+use super::tar::{Kind, Source, TarReader};
+use super::{Progress, Watch};
+
+/// Indexes within indexes.
+const DEPTH_MAX: usize = 4;
+/// Documents read of one archive.
+const DOCUMENTS_MAX: usize = 1024;
+/// Links from member to member.
+const LINKS_MAX: usize = 8;
+
+const FULL_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// An opened archive or layout.
+#[derive(Debug)]
+pub struct Archive {
+    files: Files,
+    images: Vec<FoundImage>,
+}
+
+/// An image in an archive that can run on this machine.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FoundImage {
+    /// The manifest's digest; in the older archives of `docker save`, which have no manifest, the configuration's.
+    pub digest: Digest,
+    /// Names the archive gives it.
+    pub references: Vec<Reference>,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    layers: Vec<FoundLayer>,
+}
+
+#[derive(Debug, Clone)]
+struct FoundLayer {
+    place: Place,
+    blob: Option<(Digest, u64)>,
+    diff_id: Digest,
+}
+
+/// Where a blob is.
+#[derive(Debug, Clone)]
+enum Place {
+    Blob(Digest),
+    /// A member of an old archive.
+    Member(Vec<u8>),
+}
+
+impl Archive {
+    /// Opens a folder or file and finds the images in it. `scratch` is a folder for temporary files without a name.
+    ///
+    /// # Errors
+    /// When the path leads to something else, or what is there is broken, hostile, or for other machines only.
+    pub fn open(path: &Path, scratch: &Path, limits: &Limits, watch: Watch<'_>) -> Result<Self, ImageError> {
+        let meta = std::fs::metadata(path).map_err(|error| ImageError::io("open", path, error))?;
+        let files = if meta.is_dir() {
+            Files::Folder(path.to_owned())
+        } else {
+            Files::Tar(TarFile::open(path, scratch, limits, watch)?)
+        };
+        let unknown = |reason: &str| ImageError::Unknown { path: path.to_owned(), reason: reason.to_owned() };
+        let mut finder = Finder { files: &files, documents: 0, available: Vec::new(), images: Vec::new() };
+        if let Some(index) = files.root_document("index.json")? {
+            finder.oci(&index)?;
+        } else if let Some(list) = files.root_document("manifest.json")? {
+            if matches!(files, Files::Folder(_)) {
+                return Err(unknown("an unpacked `docker save` archive; give the archive itself"));
+            }
+            finder.docker(&list)?;
+        } else {
+            return Err(unknown("it has no index.json and no manifest.json"));
+        }
+        let Finder { images, mut available, .. } = finder;
+        if images.is_empty() && available.is_empty() {
+            return Err(unknown("it holds no image"));
+        }
+        if images.is_empty() {
+            available.sort();
+            available.dedup();
+            available.truncate(20);
+            return Err(ImageError::Platform { wanted: Platform::wanted().to_string(), available });
+        }
+        Ok(Self { files, images })
+    }
+
+    /// The images for this machine.
+    pub fn images(&self) -> &[FoundImage] {
+        &self.images
+    }
+
+    /// The layers of an image of this archive, lowest first.
+    pub fn layers(&self, image: &FoundImage) -> Vec<LayerSource<'_>> {
+        let source = |layer: &FoundLayer| {
+            let place = layer.place.clone();
+            LayerSource {
+                open: Box::new(move || self.files.open(&place)),
+                blob: layer.blob,
+                diff_id: layer.diff_id,
+            }
+        };
+        image.layers.iter().map(source).collect()
+    }
+}
+
+impl FoundImage {
+    /// The layers' content digests, lowest first.
+    pub fn diff_ids(&self) -> impl Iterator<Item = &Digest> {
+        self.layers.iter().map(|layer| &layer.diff_id)
+    }
+}
+
+/// Goes through the documents.
+struct Finder<'a> {
+    files: &'a Files,
+    documents: usize,
+    /// Platforms seen that are not wanted.
+    available: Vec<String>,
+    images: Vec<FoundImage>,
+}
+
+impl Finder<'_> {
+    fn oci(&mut self, index: &[u8]) -> Result<(), ImageError> {
+        let Document::Index(list) = Document::parse("index.json", index)? else {
+            return Err(broken("index.json", "it is a manifest, not an index"));
+        };
+        for descriptor in list.iter().filter(|descriptor| !descriptor.is_attestation()) {
+            let references = references(descriptor)?;
+            if let Some(image) = self.resolve(descriptor, 1)? {
+                self.add(image, references);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, image: FoundImage, references: Vec<Reference>) {
+        let known = self.images.iter().position(|known| known.digest == image.digest);
+        let at = known.unwrap_or_else(|| {
+            self.images.push(image);
+            self.images.len() - 1
+        });
+        for reference in references {
+            if !self.images[at].references.contains(&reference) {
+                self.images[at].references.push(reference);
+            }
+        }
+    }
+
+    /// The image for this machine behind a descriptor.
+    fn resolve(&mut self, descriptor: &Descriptor, depth: usize) -> Result<Option<FoundImage>, ImageError> {
+        if depth > DEPTH_MAX {
+            return Err(broken("index.json", "indexes lie too deep within each other"));
+        }
+        if !self.is_wanted(descriptor.platform.as_ref()) {
+            return Ok(None);
+        }
+        let digest = descriptor.digest()?;
+        let what = format!("manifest {digest}");
+        match Document::parse(&what, &self.document(&what, descriptor)?)? {
+            Document::Manifest { config, layers } => self.manifest(digest, &config, &layers),
+            Document::Index(list) => {
+                for descriptor in list.iter().filter(|descriptor| !descriptor.is_attestation()) {
+                    if let Some(image) = self.resolve(descriptor, depth + 1)? {
+                        return Ok(Some(image));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a platform, if one is given, is this machine's. Others are kept for the message.
+    fn is_wanted(&mut self, platform: Option<&Platform>) -> bool {
+        let other = platform.filter(|platform| **platform != Platform::wanted());
+        self.available.extend(other.map(ToString::to_string));
+        other.is_none()
+    }
+
+    fn manifest(
+        &mut self,
+        digest: Digest,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<Option<FoundImage>, ImageError> {
+        let what = format!("configuration {}", config.digest()?);
+        let configuration = Configuration::parse(&what, &self.document(&what, config)?)?;
+        if !self.is_wanted(Some(&configuration.platform)) {
+            return Ok(None);
+        }
+        check_count(&what, layers.len(), configuration.diff_ids.len())?;
+        let mut found = Vec::new();
+        for (layer, diff_id) in layers.iter().zip(configuration.diff_ids) {
+            if !is_layer(layer.media_type.as_deref()) {
+                let media_type = layer.media_type.as_deref().unwrap_or_default();
+                return Err(broken(&format!("manifest {digest}"), &format!("its layers are of type {media_type}")));
+            }
+            let blob = layer.digest()?;
+            if self.files.size_of(&blob)?.is_none() {
+                return Err(ImageError::Missing(format!("the layer {blob}")));
+            }
+            found.push(FoundLayer { place: Place::Blob(blob), blob: Some((blob, layer.size)), diff_id });
+        }
+        Ok(Some(FoundImage { digest, references: Vec::new(), config: configuration.config, layers: found }))
+    }
+
+    fn docker(&mut self, list: &[u8]) -> Result<(), ImageError> {
+        let list: Vec<DockerImage> = parse("manifest.json", list)?;
+        for image in list {
+            self.count()?;
+            let name = normalized(image.config.as_bytes());
+            let what = format!("configuration {}", super::error::shown(&name));
+            let Some(bytes) = self.files.member_document(&what, &name)? else {
+                return Err(ImageError::Missing(what));
+            };
+            let digest = Digest::of(&bytes);
+            // It is named by its digest.
+            let stem = image.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
+            if let Some(expected) = Digest::from_hex(stem)
+                && expected != digest
+            {
+                return Err(ImageError::DocumentDigest { what, expected, actual: digest });
+            }
+            let configuration = Configuration::parse(&what, &bytes)?;
+            if !self.is_wanted(Some(&configuration.platform)) {
+                continue;
+            }
+            let layers = image.layers.unwrap_or_default();
+            check_count(&what, layers.len(), configuration.diff_ids.len())?;
+            let layers = layers.iter().zip(configuration.diff_ids).map(|(name, diff_id)| FoundLayer {
+                place: Place::Member(normalized(name.as_bytes())),
+                blob: None,
+                diff_id,
+            });
+            let tags = image.repo_tags.unwrap_or_default();
+            let references = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>, _>>()?;
+            let config = configuration.config;
+            let found = FoundImage { digest, references: Vec::new(), config, layers: layers.collect() };
+            self.add(found, references);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<(), ImageError> {
+        self.documents += 1;
+        if self.documents > DOCUMENTS_MAX {
+            return Err(broken("index.json", "it leads to too many documents"));
+        }
+        Ok(())
+    }
+
+    /// The verified bytes of a document.
+    fn document(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        self.count()?;
+        let expected = descriptor.digest()?;
+        let bytes = self.files.blob_document(what, &expected)?;
+        let bytes = bytes.ok_or_else(|| ImageError::Missing(what.to_owned()))?;
+        let actual = Digest::of(&bytes);
+        if actual != expected {
+            return Err(ImageError::DocumentDigest { what: what.to_owned(), expected, actual });
+        }
+        if bytes.len() as u64 != descriptor.size {
+            return Err(broken(what, "its size is not what is said of it"));
+        }
+        Ok(bytes)
+    }
+}
+
+fn check_count(what: &str, layers: usize, diff_ids: usize) -> Result<(), ImageError> {
+    if layers == diff_ids {
+        return Ok(());
+    }
+    Err(broken(what, &format!("it tells of {diff_ids} layers, the manifest of {layers}")))
+}
+
+/// The name that an index gives an image: containerd's, which is always full, or the standard one.
+///
+/// The standard one is free text. Like podman, a bare word is taken for a name; but `latest`, which is what tools write
+/// when they were given no name, is none.
+fn references(descriptor: &Descriptor) -> Result<Vec<Reference>, ImageError> {
+    let name = match (descriptor.annotation(FULL_NAME), descriptor.annotation(REF_NAME)) {
+        (Some(name), _) => name,
+        (None, Some(name)) if name != "latest" => name,
+        _ => return Ok(Vec::new()),
+    };
+    Ok(vec![name.parse()?])
+}
+
+/// What holds the documents and blobs.
+#[derive(Debug)]
+enum Files {
+    Folder(PathBuf),
+    Tar(TarFile),
+}
+
+impl Files {
+    /// One of the documents at the top, which have fixed names.
+    fn root_document(&self, name: &'static str) -> Result<Option<Vec<u8>>, ImageError> {
+        match self {
+            Self::Folder(folder) => folder_document(name, &folder.join(name)),
+            Self::Tar(tar) => tar.document(name, name.as_bytes()),
+        }
+    }
+
+    fn blob_document(&self, what: &str, digest: &Digest) -> Result<Option<Vec<u8>>, ImageError> {
+        match self {
+            Self::Folder(folder) => folder_document(what, &blob_path(folder, digest)),
+            Self::Tar(tar) => tar.document(what, &blob_name(digest)),
+        }
+    }
+
+    fn member_document(&self, what: &str, name: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
+        match self {
+            Self::Folder(_) => Ok(None),
+            Self::Tar(tar) => tar.document(what, name),
+        }
+    }
+
+    fn size_of(&self, digest: &Digest) -> Result<Option<u64>, ImageError> {
+        match self {
+            Self::Folder(folder) => {
+                let path = blob_path(folder, digest);
+                match std::fs::metadata(&path) {
+                    Ok(meta) => Ok(Some(meta.len())),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(ImageError::io("open", path, error)),
+                }
+            }
+            Self::Tar(tar) => Ok(tar.find(&blob_name(digest)).map(|section| section.end - section.at)),
+        }
+    }
+
+    fn open(&self, place: &Place) -> io::Result<Box<dyn Read + Send>> {
+        match (self, place) {
+            (Self::Folder(folder), Place::Blob(digest)) => Ok(Box::new(open_plain(&blob_path(folder, digest))?)),
+            (Self::Tar(tar), Place::Blob(digest)) => tar.open_member(&blob_name(digest)),
+            (Self::Tar(tar), Place::Member(name)) => tar.open_member(name),
+            (Self::Folder(_), Place::Member(_)) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+fn blob_path(folder: &Path, digest: &Digest) -> PathBuf {
+    folder.join("blobs").join("sha256").join(digest.hex())
+}
+
+fn blob_name(digest: &Digest) -> Vec<u8> {
+    format!("blobs/sha256/{}", digest.hex()).into_bytes()
+}
+
+/// Opens a regular file; nothing else is waited for.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+fn folder_document(what: &str, path: &Path) -> Result<Option<Vec<u8>>, ImageError> {
+    match open_plain(path) {
+        Ok(file) => read_document(what, file).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ImageError::io("open", path, error)),
+    }
+}
+
+fn read_document(what: &str, from: impl Read) -> Result<Vec<u8>, ImageError> {
+    let mut bytes = Vec::new();
+    let read = from.take(DOCUMENT_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| broken(what, &error.to_string()))?;
+    if bytes.len() as u64 > DOCUMENT_MAX {
+        return Err(broken(what, "it has more than 4 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// A tar file and where its members are.
+#[derive(Debug)]
+struct TarFile {
+    file: Arc<File>,
+    members: HashMap<Vec<u8>, Member>,
+}
+
+#[derive(Debug, Clone)]
+enum Member {
+    File(Section),
+    /// To another member: layers that old versions of Docker found to be the same.
+    Link(Vec<u8>),
+}
+
+/// A part of a file, as a stream.
+#[derive(Debug, Clone)]
+struct Section {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(buffer.len());
+        let length = self.file.read_at(&mut buffer[..most], self.at)?;
+        if length == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += length as u64;
+        Ok(length)
+    }
+}
+
+impl TarFile {
+    fn open(path: &Path, scratch: &Path, limits: &Limits, watch: Watch<'_>) -> Result<Self, ImageError> {
+        let file = open_plain(path).map_err(|error| ImageError::io("open", path, error))?;
+        let file = plain_tar(file, path, scratch, limits, watch)?;
+        let length = file.metadata().map_err(|error| ImageError::io("read", path, error))?.len();
+        let file = Arc::new(file);
+        let mut tar = TarReader::new(FileSource::new(file.clone(), length));
+        let mut members = HashMap::new();
+        let archive_error = |error| match error {
+            LayerError::Tar(TarError::Checksum { at: 0 } | TarError::Truncated) if length < 512 => {
+                ImageError::Unknown { path: path.to_owned(), reason: "it is no tar archive".into() }
+            }
+            LayerError::Tar(TarError::Checksum { at: 0 }) => {
+                ImageError::Unknown { path: path.to_owned(), reason: "it is no tar archive".into() }
+            }
+            error => ImageError::Archive(error),
+        };
+        while let Some(entry) = tar.next().map_err(archive_error)? {
+            let name = normalized(&entry.path);
+            let member = match entry.kind {
+                Kind::File => {
+                    let at = tar.position();
+                    let end = at.saturating_add(entry.size);
+                    if end > length {
+                        return Err(ImageError::Archive(TarError::Truncated.into()));
+                    }
+                    Member::File(Section { file: file.clone(), at, end })
+                }
+                Kind::HardLink => Member::Link(normalized(&entry.target)),
+                Kind::Symlink => {
+                    let folder = entry.path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+                    Member::Link(normalized(&[&entry.path[..folder], &entry.target].concat()))
+                }
+                Kind::Dir | Kind::Char | Kind::Block | Kind::Fifo => continue,
+            };
+            members.insert(name, member);
+            if members.len() > limits.members {
+                let limit = limits.members as u64;
+                return Err(ImageError::Archive(LayerError::Limit { what: "members", limit }));
+            }
+        }
+        Ok(Self { file, members })
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Section> {
+        let mut name = name;
+        for _ in 0..=LINKS_MAX {
+            match self.members.get(name)? {
+                Member::File(section) => return Some(section.clone()),
+                Member::Link(target) => name = target,
+            }
+        }
+        None
+    }
+
+    fn open_member(&self, name: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the archive lacks the member");
+        Ok(Box::new(self.find(name).ok_or_else(missing)?))
+    }
+
+    fn document(&self, what: &str, name: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
+        self.find(name).map(|section| read_document(what, section)).transpose()
+    }
+}
+
+/// Unpacks an archive that is compressed as a whole.
+fn plain_tar(
+    file: File,
+    path: &Path,
+    scratch: &Path,
+    limits: &Limits,
+    watch: Watch<'_>,
+) -> Result<File, ImageError> {
+    let mut start = [0; 4];
+    let unreadable = |error| ImageError::io("read", path, error);
+    let length = file.read_at(&mut start, 0).map_err(unreadable)?;
+    let compressed = BufReader::with_capacity(256 << 10, Section { at: 0, end: file.metadata().map_err(unreadable)?.len(), file: Arc::new(file.try_clone().map_err(unreadable)?) });
+    let mut from: Box<dyn Read> = match Compression::of(&start[..length]) {
+        Compression::None => return Ok(file),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),
+        Compression::Zstd => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(compressed).map_err(unreadable)?)
+        }
+    };
+    let unwritable = |error| ImageError::io("write a temporary file in", scratch, error);
+    let to = tempfile::tempfile_in(scratch).map_err(unwritable)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => return Ok(to),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(ImageError::Archive(LayerError::Decompress(error))),
+        };
+        to.write_all_at(&buffer[..length], bytes).map_err(unwritable)?;
+        bytes += length as u64;
+        if bytes > limits.bytes {
+            let limit = limits.bytes;
+            return Err(ImageError::Archive(LayerError::Limit { what: "uncompressed bytes", limit }));
+        }
+        watch(Progress::Unpacking { bytes })?;
+    }
+}
+
+/// A name from the archive's root, without `.` and `..`: a key, never a path.
+fn normalized(name: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join(&b'/')
+}
+
+/// A tar stream in a file: what is passed over is not read.
+struct FileSource {
+    file: Arc<File>,
+    length: u64,
+    /// Position of the first byte in `buffer[used..]`.
+    position: u64,
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl FileSource {
+    fn new(file: Arc<File>, length: u64) -> Self {
+        Self { file, length, position: 0, buffer: Vec::new(), used: 0 }
+    }
+}
+
+impl Source for FileSource {
+    type Error = LayerError;
+
+    fn fill(&mut self) -> Result<&[u8], LayerError> {
+        if self.used == self.buffer.len() {
+            // Headers are all that is wanted, one here and one there.
+            self.buffer.resize(4096, 0);
+            self.used = 0;
+            let read = self.file.read_at(&mut self.buffer, self.position);
+            self.buffer.truncate(match read {
+                Ok(length) => length,
+                Err(_) => 0,
+            });
+            read.map_err(LayerError::Read)?;
+        }
+        Ok(&self.buffer[self.used..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.used += count;
+        self.position += count as u64;
+    }
+
+    fn skip(&mut self, count: u64) -> Result<bool, LayerError> {
+        let buffered = self.buffer.len() - self.used;
+        match usize::try_from(count) {
+            Ok(count) if count <= buffered => self.consume(count),
+            _ => {
+                self.position = self.position.saturating_add(count);
+                self.buffer.clear();
+                self.used = 0;
+            }
+        }
+        Ok(self.position <= self.length)
+    }
+}

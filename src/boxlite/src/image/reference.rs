@@ -1,0 +1,169 @@
+//! Names of images, normalized as Docker does it: `busybox` is `docker.io/library/busybox:latest`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A full image name with a tag.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    registry: String,
+    repository: String,
+    tag: String,
+}
+
+/// A text names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no image name: {reason}")]
+pub struct ReferenceError {
+    text: String,
+    reason: &'static str,
+}
+
+const DEFAULT_REGISTRY: &str = "docker.io";
+const DEFAULT_NAMESPACE: &str = "library/";
+/// The longest name, as registries have it.
+const NAME_MAX: usize = 255;
+const TAG_MAX: usize = 128;
+
+impl Reference {
+    /// The registry's host, `docker.io` by default.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The name within the registry.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, `latest` by default.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// As people write it: without the default registry.
+    pub fn familiar(&self) -> String {
+        if self.registry != DEFAULT_REGISTRY {
+            return self.to_string();
+        }
+        let repository = self.repository.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(&self.repository);
+        format!("{repository}:{}", self.tag)
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let fail = |reason| ReferenceError { text: super::error::shown(text.as_bytes()), reason };
+        if text.contains('@') {
+            return Err(fail("a name with a digest is not a tag"));
+        }
+        let (name, tag) = match text.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, tag),
+            _ => (text, "latest"),
+        };
+        let (registry, path) = match name.split_once('/') {
+            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+            _ => (DEFAULT_REGISTRY, name),
+        };
+        let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
+        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+            format!("{DEFAULT_NAMESPACE}{path}")
+        } else {
+            path.to_owned()
+        };
+        if !is_host(registry) {
+            return Err(fail("the registry is no host name"));
+        }
+        if !repository.split('/').all(is_component) {
+            return Err(fail("names are lower-case letters and digits, separated by `.`, `_`, `__`, `-` or `/`"));
+        }
+        if registry.len() + 1 + repository.len() > NAME_MAX {
+            return Err(fail("it is too long"));
+        }
+        if !is_tag(tag) {
+            return Err(fail("tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`"));
+        }
+        Ok(Self { registry: registry.to_owned(), repository, tag: tag.to_owned() })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    host.split('.').all(label)
+        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Lower-case letters and digits, with single separators (`.`, `_`, `__`, any number of `-`) between them.
+fn is_component(text: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let (Some(first), Some(last)) = (text.bytes().next(), text.bytes().last()) else { return false };
+    if !alphanumeric(first) || !alphanumeric(last) {
+        return false;
+    }
+    text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'))
+}
+
+fn is_tag(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.len() <= TAG_MAX
+        && text.bytes().next().is_some_and(word)
+        && text.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(text: &str) -> String {
+        text.parse::<Reference>().unwrap().to_string()
+    }
+
+    #[test]
+    fn short_names_become_the_full_names_that_docker_gives_them() {
+        assert_eq!(full("busybox"), "docker.io/library/busybox:latest");
+        assert_eq!(full("busybox:1.36"), "docker.io/library/busybox:1.36");
+        assert_eq!(full("docker.io/busybox"), "docker.io/library/busybox:latest");
+        assert_eq!(full("index.docker.io/library/busybox"), "docker.io/library/busybox:latest");
+        assert_eq!(full("someone/thing"), "docker.io/someone/thing:latest");
+        assert_eq!(full("localhost/thing"), "localhost/thing:latest");
+        assert_eq!(full("localhost:5000/a/b__c:v1"), "localhost:5000/a/b__c:v1");
+        assert_eq!(full("ghcr.io/a/b"), "ghcr.io/a/b:latest");
+    }
+
+    #[test]
+    fn full_names_read_back_as_themselves_and_show_short() {
+        for text in ["busybox", "a/b:c", "quay.io/a/b.c:D", "host:1/x"] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(full(&reference.to_string()), reference.to_string());
+            assert_eq!(full(&reference.familiar()), reference.to_string());
+        }
+        assert_eq!("docker.io/library/busybox".parse::<Reference>().unwrap().familiar(), "busybox:latest");
+    }
+
+    #[test]
+    fn what_no_registry_accepts_is_no_name() {
+        for text in [
+            "", "/", "a//b", "Busybox", "a/../b", "..", "a:", "a:-x", ":x", "-a", "a-", "a___b", "a..b", "a b", "é",
+            "a@sha256:00", "ho_st.x/a", "host:/a", "host:x/a",
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+        assert!("x".repeat(300).parse::<Reference>().is_err());
+        assert!(format!("a:{}", "x".repeat(129)).parse::<Reference>().is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! `boxlite load`
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use boxlite::BoxliteRuntime;
+use boxlite::image::Progress;
+
+use crate::args::LoadArgs;
+use crate::exit::Failure;
+use crate::output;
+
+pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<ExitCode, Failure> {
+    let spooled;
+    let path = match args.input.or(args.path).filter(|path| path.as_os_str() != "-") {
+        Some(path) => path,
+        None => {
+            spooled = spool(runtime.home_dir().join("tmp")).await?;
+            spooled.path().to_owned()
+        }
+    };
+    let bar = !args.quiet && io::stderr().is_terminal();
+    let mut last = None;
+    let loaded = runtime.images().load(path, move |step| show(bar, step, &mut last)).await;
+    if bar {
+        clear()?;
+    }
+    for image in loaded? {
+        let names = if image.references.is_empty() { vec![image.digest.clone()] } else { image.references.clone() };
+        for name in names {
+            output::line(&if args.quiet { name } else { format!("Loaded image: {name}") })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Standard input as a file, since an archive is not read in order.
+async fn spool(folder: PathBuf) -> Result<tempfile::NamedTempFile, Failure> {
+    if io::stdin().is_terminal() {
+        let text = "no archive was given\nhint: `boxlite load -i FILE`, or pass the archive through standard input";
+        return Err(Failure::Told(text.into()));
+    }
+    let copy = move || {
+        let mut file = tempfile::Builder::new().prefix("load-").tempfile_in(folder)?;
+        io::copy(&mut io::stdin().lock(), &mut file)?;
+        file.flush()?;
+        Ok(file)
+    };
+    let copied: io::Result<_> = tokio::task::spawn_blocking(copy).await.map_err(io::Error::other)?;
+    copied.map_err(|error| Failure::Told(format!("cannot read the archive from standard input: {error}")))
+}
+
+/// One line that is written over; again only when it has changed.
+fn show(bar: bool, step: Progress, last: &mut Option<String>) {
+    if !bar {
+        return;
+    }
+    let text = match step {
+        Progress::Unpacking { bytes } => format!("unpacking the archive: {}", output::bytes(bytes)),
+        Progress::Layer { layer, layers, bytes } => format!("layer {layer} of {layers}: {}", output::bytes(bytes)),
+        _ => "waiting for another load of the same image".to_owned(),
+    };
+    if last.as_ref() != Some(&text) {
+        // Progress that cannot be shown is no reason to stop.
+        drop(write!(io::stderr(), "\r\x1b[K{text}"));
+        *last = Some(text);
+    }
+}
+
+fn clear() -> io::Result<()> {
+    write!(io::stderr(), "\r\x1b[K")
+}

@@ -1,0 +1,425 @@
+//! What the services share: the state of machine and container, and those who act on it.
+//!
+//! ```text
+//!   machine     fresh ──Init──▶ preparing ──▶ ready
+//!   container   absent ──Init──▶ creating ──▶ created ──Start──▶ started
+//!                                   │                               (the table has the outcome)
+//!                                   └──▶ broken
+//! ```
+//!
+//! Each lock is held for a few assignments, never across I/O or a wait.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use boxlite_portal::v1::{ProcessSpec, StartFailure};
+use boxlite_portal::MAIN;
+use nix::unistd::Pid;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::container::launch::{self, Frame};
+use crate::container::user::Root;
+use crate::container::{files, spec};
+use crate::disks::{DiskError, Disks};
+use crate::execution::Execution;
+use crate::execution::start::{self, Launch, Origin, other};
+use crate::execution::table::{Outcome, Starting, Table};
+use crate::process::cgroup::Cgroup;
+use crate::process::client::{SpawnError, Spawned, SpawnerClient};
+use crate::process::reaper::Reaper;
+
+/// Where the agent keeps its things.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// A folder of its own, in memory.
+    pub run: PathBuf,
+    /// The cgroup hierarchy.
+    pub cgroups: PathBuf,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self { run: PathBuf::from("/run/boxlite"), cgroups: PathBuf::from("/sys/fs/cgroup") }
+    }
+}
+
+/// A call that does not fit the state it meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfOrder {
+    /// Machine initialized before.
+    #[error("the machine has been initialized already")]
+    MachineInitialized,
+    /// Machine not initialized.
+    #[error("the machine has not been initialized")]
+    MachineNotInitialized,
+    /// Container created before.
+    #[error("the container has been created already")]
+    ContainerCreated,
+    /// Container not created.
+    #[error("the container has not been created")]
+    ContainerNotCreated,
+    /// Main command not started.
+    #[error("the main command has not been started")]
+    NotStarted,
+    /// The box ends.
+    #[error("the box is shutting down")]
+    ShuttingDown,
+}
+
+/// Why the container could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// A file or folder of the agent's own.
+    #[error("cannot prepare the container")]
+    Prepare(#[source] io::Error),
+    /// The specification.
+    #[error("cannot describe the container")]
+    Describe(#[source] libcontainer::oci_spec::OciSpecError),
+    /// The creation itself.
+    #[error("cannot create the container")]
+    Create(#[source] SpawnError),
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// When it started.
+    pub started: Instant,
+    /// Where it keeps its things.
+    pub layout: Layout,
+    /// Who reaps.
+    pub reaper: Reaper,
+    /// All executions.
+    pub table: Table,
+    /// How many clients are attached.
+    pub attached: watch::Sender<usize>,
+    spawner: SpawnerClient,
+    machine: Mutex<Machine>,
+    container: Mutex<Container>,
+    /// The duty to start the main command; taken by whoever starts it, or by the end.
+    main: Mutex<Option<Starting>>,
+    /// Cgroups of ended executions in which something lives on.
+    lingering: Mutex<VecDeque<Arc<Cgroup>>>,
+}
+
+#[derive(Debug)]
+enum Machine {
+    Fresh,
+    Preparing,
+    Ready { hostname: String, disks: Disks },
+    Ended,
+}
+
+#[derive(Debug)]
+enum Container {
+    Absent,
+    Creating,
+    Created(Box<Created>),
+    /// Started, or on its way.
+    Started(Arc<Running>),
+    /// It could not be created, or the box ends.
+    Broken,
+}
+
+/// A container whose first process waits for its order.
+#[derive(Debug)]
+struct Created {
+    main: ProcessSpec,
+    hold: bool,
+    channel: UnixStream,
+    process: Spawned,
+    running: Arc<Running>,
+}
+
+/// What executions need of a container.
+#[derive(Debug)]
+pub struct Running {
+    frame: Frame,
+    root: Root,
+    cgroup: Arc<Cgroup>,
+    first: Pid,
+    cwd: Vec<u8>,
+    user: String,
+}
+
+fn locked<T, R>(mutex: &Mutex<T>, work: impl FnOnce(&mut T) -> R) -> R {
+    work(&mut mutex.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Agent {
+    /// An agent that knows nothing yet. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// When the spawner's socket cannot be registered.
+    pub fn new(layout: Layout, reaper: Reaper, spawner: StdStream) -> io::Result<Arc<Self>> {
+        let (table, main) = Table::new();
+        Ok(Arc::new(Self {
+            started: Instant::now(),
+            layout,
+            spawner: SpawnerClient::start(spawner, reaper.clone())?,
+            reaper,
+            table,
+            attached: watch::Sender::new(0),
+            machine: Mutex::new(Machine::Fresh),
+            container: Mutex::new(Container::Absent),
+            main: Mutex::new(Some(main)),
+            lingering: Mutex::new(VecDeque::new()),
+        }))
+    }
+
+    /// Claims the preparation of the machine.
+    ///
+    /// # Errors
+    /// When it was claimed before.
+    pub fn claim_machine(&self) -> Result<(), OutOfOrder> {
+        locked(&self.machine, |machine| match machine {
+            Machine::Fresh => {
+                *machine = Machine::Preparing;
+                Ok(())
+            }
+            Machine::Preparing | Machine::Ready { .. } => Err(OutOfOrder::MachineInitialized),
+            Machine::Ended => Err(OutOfOrder::ShuttingDown),
+        })
+    }
+
+    /// Ends a claimed preparation: after a failure the machine is as fresh as before.
+    pub fn machine_prepared(&self, hostname: String, disks: Result<Disks, DiskError>) -> Result<(), DiskError> {
+        let (next, result) = match disks {
+            Ok(disks) => (Machine::Ready { hostname, disks }, Ok(())),
+            Err(error) => (Machine::Fresh, Err(error)),
+        };
+        locked(&self.machine, |machine| {
+            if matches!(machine, Machine::Preparing) {
+                *machine = next;
+            }
+        });
+        result
+    }
+
+    /// Takes the disks away from the machine, for good.
+    pub fn take_disks(&self) -> Option<Disks> {
+        locked(&self.machine, |machine| match std::mem::replace(machine, Machine::Ended) {
+            Machine::Ready { disks, .. } => Some(disks),
+            Machine::Fresh | Machine::Preparing | Machine::Ended => None,
+        })
+    }
+
+    /// Claims the creation of the container; gives host name and root.
+    ///
+    /// # Errors
+    /// When the machine is not ready, or the creation was claimed before.
+    pub fn claim_container(&self) -> Result<(String, PathBuf), OutOfOrder> {
+        let (hostname, root) = locked(&self.machine, |machine| match machine {
+            Machine::Ready { hostname, disks } => Ok((hostname.clone(), disks.root.clone())),
+            Machine::Fresh | Machine::Preparing => Err(OutOfOrder::MachineNotInitialized),
+            Machine::Ended => Err(OutOfOrder::ShuttingDown),
+        })?;
+        locked(&self.container, |container| match container {
+            Container::Absent => {
+                *container = Container::Creating;
+                Ok((hostname, root))
+            }
+            Container::Creating | Container::Created(_) | Container::Started(_) => Err(OutOfOrder::ContainerCreated),
+            Container::Broken => Err(OutOfOrder::ShuttingDown),
+        })
+    }
+
+    /// Creates the claimed container.
+    ///
+    /// # Errors
+    /// When a part of it cannot be made; there is no second attempt then.
+    pub async fn create_container(
+        &self,
+        main: ProcessSpec,
+        capabilities: u64,
+        hold: bool,
+        (hostname, root): (String, PathBuf),
+    ) -> Result<(), CreateError> {
+        let created = self.make_container(main, capabilities, hold, hostname, root).await;
+        let (next, result) = match created {
+            Ok(created) => (Container::Created(Box::new(created)), Ok(())),
+            Err(error) => (Container::Broken, Err(error)),
+        };
+        locked(&self.container, |container| {
+            if matches!(container, Container::Creating) {
+                *container = next;
+            }
+        });
+        result
+    }
+
+    async fn make_container(
+        &self,
+        main: ProcessSpec,
+        capabilities: u64,
+        hold: bool,
+        hostname: String,
+        root: PathBuf,
+    ) -> Result<Created, CreateError> {
+        let bundle = self.layout.run.join("bundle");
+        std::fs::create_dir_all(&bundle).map_err(CreateError::Prepare)?;
+        let bound = files::write(&self.layout.run.join("etc"), &hostname).map_err(CreateError::Prepare)?;
+        let spec = spec::build(&root, &hostname, &bound).map_err(CreateError::Describe)?;
+        spec.save(bundle.join("config.json")).map_err(CreateError::Describe)?;
+        // It exists before libcontainer looks for it, so libcontainer only adds the process.
+        let cgroup = Cgroup::container(&self.layout.cgroups).map_err(CreateError::Prepare)?;
+        let root = Root::open(&root).map_err(CreateError::Prepare)?;
+        let (channel, there) = StdStream::pair().map_err(CreateError::Prepare)?;
+        channel.set_nonblocking(true).map_err(CreateError::Prepare)?;
+        let channel = UnixStream::from_std(channel).map_err(CreateError::Prepare)?;
+        let process = self.spawner.create(&bundle, there.into()).await.map_err(CreateError::Create)?;
+        let running = Running {
+            frame: Frame { capabilities, hostname },
+            root,
+            cgroup: Arc::new(cgroup),
+            first: process.pid,
+            cwd: main.cwd.clone(),
+            user: main.user.clone(),
+        };
+        Ok(Created { main, hold, channel, process, running: Arc::new(running) })
+    }
+
+    /// Starts the main command, once. The outcome is the same for all who ask.
+    ///
+    /// # Errors
+    /// When there is no container.
+    pub fn start_main(self: &Arc<Self>) -> Result<Outcome, OutOfOrder> {
+        let created = locked(&self.container, |container| match container {
+            Container::Created(created) => {
+                let running = Arc::clone(&created.running);
+                match std::mem::replace(container, Container::Started(running)) {
+                    Container::Created(created) => Ok(Some(created)),
+                    _ => Ok(None),
+                }
+            }
+            Container::Started(_) => Ok(None),
+            Container::Absent | Container::Creating => Err(OutOfOrder::ContainerNotCreated),
+            Container::Broken => Err(OutOfOrder::ShuttingDown),
+        })?;
+        if let Some(created) = created
+            && let Some(starting) = locked(&self.main, Option::take)
+        {
+            // A task of its own: a client that goes away stops nothing half-way.
+            let agent = Arc::clone(self);
+            tokio::spawn(async move { agent.run_main(*created, starting).await });
+        }
+        Ok(self.table.main())
+    }
+
+    async fn run_main(self: Arc<Self>, created: Created, starting: Starting) {
+        let Created { main, hold, channel, process, running } = created;
+        let order = match launch::order(&main, &running.frame, &running.root) {
+            Ok(order) => order,
+            Err(failure) => return starting.fail(failure),
+        };
+        let cgroup = Arc::clone(&running.cgroup);
+        let launch = Launch { id: MAIN, spec: &main, order, hold, cgroup, first: running.first };
+        match start::start(launch, Origin::First { channel, process }).await {
+            Err(failure) => starting.fail(failure),
+            Ok((execution, ended)) => {
+                starting.succeed(Arc::clone(&execution));
+                execution.follow(ended, None).await;
+                self.table.ended(MAIN);
+            }
+        }
+    }
+
+    /// The container, once its main command has been started.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn running(&self) -> Result<Arc<Running>, OutOfOrder> {
+        locked(&self.container, |container| match container {
+            Container::Started(running) => Ok(Arc::clone(running)),
+            Container::Absent | Container::Creating | Container::Created(_) => Err(OutOfOrder::NotStarted),
+            Container::Broken => Err(OutOfOrder::ShuttingDown),
+        })
+    }
+
+    /// Starts a reserved execution and follows it to its end.
+    pub async fn run_execution(
+        self: Arc<Self>,
+        id: String,
+        mut spec: ProcessSpec,
+        limit: Option<Duration>,
+        running: Arc<Running>,
+        starting: Starting,
+    ) {
+        if spec.cwd.is_empty() {
+            spec.cwd.clone_from(&running.cwd);
+        }
+        if spec.user.is_empty() {
+            spec.user.clone_from(&running.user);
+        }
+        let order = match launch::order(&spec, &running.frame, &running.root) {
+            Ok(order) => order,
+            Err(failure) => return starting.fail(failure),
+        };
+        let cgroup = match running.cgroup.execution(&id) {
+            Ok(cgroup) => Arc::new(cgroup),
+            Err(error) => return starting.fail(other("cannot make a cgroup", &error)),
+        };
+        let launch = Launch {
+            id: &id,
+            spec: &spec,
+            order,
+            // What an execution writes is asked for by somebody.
+            hold: true,
+            cgroup: Arc::clone(&cgroup),
+            first: running.first,
+        };
+        match start::start(launch, Origin::Fork(&self.spawner)).await {
+            Err(failure) => starting.fail(failure),
+            Ok((execution, ended)) => {
+                starting.succeed(Arc::clone(&execution));
+                execution.follow(ended, limit).await;
+                self.table.ended(&id);
+            }
+        }
+        self.sweep(cgroup);
+    }
+
+    /// Removes the cgroup of an ended execution, and those of earlier ones that have become empty since.
+    fn sweep(&self, cgroup: Arc<Cgroup>) {
+        locked(&self.lingering, |lingering| {
+            lingering.push_back(cgroup);
+            lingering.retain(|cgroup| match cgroup.remove() {
+                Ok(()) => false,
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => true,
+                Err(error) => {
+                    crate::console::line(format_args!("cannot remove {}: {error}", cgroup.path().display()));
+                    false
+                }
+            });
+        });
+    }
+
+    /// Lets nothing new begin. Gives the main command if it was started; a container without one ends here.
+    pub async fn close(&self) -> Option<Arc<Execution>> {
+        self.table.close();
+        // Dropping the duty tells all who wait for the main command that it never starts.
+        drop(locked(&self.main, Option::take));
+        let before = locked(&self.container, |container| std::mem::replace(container, Container::Broken));
+        match before {
+            Container::Absent | Container::Creating | Container::Broken => None,
+            Container::Created(created) => {
+                let Created { channel, process, .. } = *created;
+                // The first process ends at the end of its channel.
+                drop(channel);
+                drop(process.ended.await);
+                None
+            }
+            Container::Started(_) => self.table.find(MAIN).await.ok(),
+        }
+    }
+}
+
+/// What a failed start looks like when the agent lost its task.
+pub fn lost() -> StartFailure {
+    other("the start was abandoned", &io::ErrorKind::BrokenPipe.into())
+}

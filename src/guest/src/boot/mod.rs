@@ -1,0 +1,5 @@
+//! The parts of the boot.
+
+pub mod machine;
+pub mod mounts;
+pub mod report;

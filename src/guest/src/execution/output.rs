@@ -1,0 +1,330 @@
+//! The output of one execution: two backlogs, who reads them, and when a process has to wait.
+//!
+//! ```text
+//!   pipe ──pump──▶ backlog (256 KiB) ──reader──▶ attached client
+//!                                    └─reader──▶ another one, at its own position
+//! ```
+//!
+//! * A reader starts at the oldest byte kept. What every reader has passed stays in the backlog for later ones until
+//!   its place is needed.
+//! * As long as somebody reads, nothing unread is dropped: the pump stops, the pipe fills, the process waits.
+//! * As long as nobody has ever read, the output waits as well if it was made to hold; else the oldest is dropped. Once
+//!   the last reader has left, the oldest is dropped.
+//! * When the process has ended, what the pipe still holds must fit in any case, so that the end is known even if nobody
+//!   reads; so the capacity grows by the size of a pipe.
+//! * Once cut, what still comes is read and thrown away, so that a descendant that kept the pipe is not ended by it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use boxlite_portal::limits;
+use boxlite_portal::v1::{Output as Message, StreamKind};
+use tokio::sync::watch;
+
+use super::backlog::Backlog;
+
+/// How much of a stream is kept.
+pub const CAPACITY: usize = 256 << 10;
+/// What a pipe holds by default.
+const PIPE: usize = 64 << 10;
+
+/// The two streams of an execution. A terminal has the first one alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout = 0,
+    /// Standard error.
+    Stderr = 1,
+}
+
+/// The output of one execution.
+#[derive(Debug)]
+pub struct Output {
+    state: Mutex<State>,
+    /// Told when there is something new to read.
+    news: watch::Sender<()>,
+    /// Told when there is room, or another rule about it.
+    space: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    backlogs: [Backlog; 2],
+    open: [bool; 2],
+    /// Positions of each reader.
+    readers: Vec<(u64, [u64; 2])>,
+    next_reader: u64,
+    hold: bool,
+    cut: bool,
+}
+
+impl State {
+    /// The oldest position of a stream that may not be dropped.
+    fn needed(&self, stream: usize) -> Option<u64> {
+        let oldest = self.readers.iter().map(|(_, positions)| positions[stream]).min();
+        oldest.or(self.hold.then_some(0))
+    }
+}
+
+impl Output {
+    /// An output whose streams are open. With `hold` it waits for its first reader.
+    pub fn new(streams: &[Stream], hold: bool) -> Arc<Self> {
+        let open = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
+        let backlogs = [Backlog::new(CAPACITY), Backlog::new(CAPACITY)];
+        let state = State { backlogs, open, readers: Vec::new(), next_reader: 0, hold, cut: false };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            news: watch::Sender::new(()),
+            space: watch::Sender::new(()),
+        })
+    }
+
+    fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until a stream can take something, and says how much at most.
+    pub async fn room(&self, stream: Stream) -> usize {
+        let mut space = self.space.subscribe();
+        loop {
+            let room = self.locked(|state| {
+                if state.cut { CAPACITY } else { state.backlogs[stream as usize].room(state.needed(stream as usize)) }
+            });
+            if room > 0 || space.changed().await.is_err() {
+                return room;
+            }
+        }
+    }
+
+    /// Appends to a stream; no more than its room.
+    pub fn push(&self, stream: Stream, bytes: &[u8]) {
+        self.locked(|state| {
+            if !state.cut {
+                state.backlogs[stream as usize].push(bytes);
+            }
+        });
+        self.news.send_replace(());
+    }
+
+    /// The stream has ended.
+    pub fn close(&self, stream: Stream) {
+        self.locked(|state| state.open[stream as usize] = false);
+        self.news.send_replace(());
+    }
+
+    /// The process has ended: what its pipes hold must fit.
+    pub fn process_ended(&self) {
+        self.locked(|state| state.backlogs.iter_mut().for_each(|backlog| backlog.set_capacity(CAPACITY + PIPE)));
+        self.space.send_replace(());
+    }
+
+    /// Waits until both streams have ended.
+    pub async fn closed(&self) {
+        let mut news = self.news.subscribe();
+        while !self.locked(|state| state.open == [false; 2]) {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends both streams here and now, whoever may still write to them.
+    pub fn cut(&self) {
+        self.locked(|state| {
+            state.cut = true;
+            state.open = [false; 2];
+        });
+        self.space.send_replace(());
+        self.news.send_replace(());
+    }
+
+    /// How many bytes it keeps.
+    pub fn kept(&self) -> usize {
+        self.locked(|state| state.backlogs.iter().map(Backlog::len).sum())
+    }
+
+    /// Gives back the memory of what it keeps, unless somebody is reading.
+    pub fn release(&self) {
+        self.locked(|state| {
+            if state.readers.is_empty() {
+                state.backlogs.iter_mut().for_each(Backlog::release);
+            }
+        });
+    }
+
+    /// A new reader, from the oldest byte kept.
+    pub fn read(self: &Arc<Self>) -> Reader {
+        let news = self.news.subscribe();
+        let id = self.locked(|state| {
+            let id = state.next_reader;
+            state.next_reader += 1;
+            let positions = [state.backlogs[0].start(), state.backlogs[1].start()];
+            state.readers.push((id, positions));
+            state.hold = false;
+            id
+        });
+        Reader { output: Arc::clone(self), id, news, first: Stream::Stdout }
+    }
+}
+
+/// One attached client's position in the output. Leaves when it is dropped.
+#[derive(Debug)]
+pub struct Reader {
+    output: Arc<Output>,
+    id: u64,
+    news: watch::Receiver<()>,
+    /// The stream that is looked at first, so that neither starves the other.
+    first: Stream,
+}
+
+impl Reader {
+    /// The next piece of output; `None` when both streams have ended and all of them was read.
+    pub async fn next(&mut self) -> Option<Message> {
+        loop {
+            self.news.mark_unchanged();
+            let (message, open) = self.output.locked(|state| (self.first_message(state), state.open != [false; 2]));
+            if let Some((stream, message)) = message {
+                self.first = if stream == Stream::Stdout { Stream::Stderr } else { Stream::Stdout };
+                self.output.space.send_replace(());
+                return Some(message);
+            }
+            if !open || self.news.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    fn first_message(&self, state: &mut State) -> Option<(Stream, Message)> {
+        let (_, positions) = state.readers.iter_mut().find(|(id, _)| *id == self.id)?;
+        let order = match self.first {
+            Stream::Stdout => [Stream::Stdout, Stream::Stderr],
+            Stream::Stderr => [Stream::Stderr, Stream::Stdout],
+        };
+        for stream in order {
+            let position = &mut positions[stream as usize];
+            if let Some((offset, data)) = state.backlogs[stream as usize].read(*position, limits::CHUNK) {
+                *position = offset + data.len() as u64;
+                let kind = match stream {
+                    Stream::Stdout => StreamKind::Stdout,
+                    Stream::Stderr => StreamKind::Stderr,
+                };
+                return Some((stream, Message { stream: kind.into(), offset, data }));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.output.locked(|state| state.readers.retain(|(id, _)| *id != self.id));
+        self.output.space.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    /// The value of a future that must be ready now, or None if it waits.
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    fn fill(output: &Output) {
+        while let Some(room) = now(output.room(Stream::Stdout)) {
+            output.push(Stream::Stdout, &vec![7; room]);
+            if output.kept() == CAPACITY && output.locked(|state| state.needed(0).is_none()) {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_held_output_waits_for_its_first_reader_and_loses_nothing() {
+        let output = Output::new(&BOTH, true);
+        fill(&output);
+        assert_eq!(now(output.room(Stream::Stdout)), None);
+        assert_eq!(now(output.room(Stream::Stderr)), Some(CAPACITY), "streams do not stop each other");
+        let mut reader = output.read();
+        let first = now(reader.next()).unwrap().unwrap();
+        assert_eq!((first.offset, first.data.len()), (0, limits::CHUNK));
+        assert_eq!(now(output.room(Stream::Stdout)), Some(limits::CHUNK));
+    }
+
+    #[test]
+    fn an_output_that_is_not_held_drops_the_oldest_until_somebody_reads() {
+        let output = Output::new(&BOTH, false);
+        output.push(Stream::Stdout, &vec![1; CAPACITY]);
+        output.push(Stream::Stdout, &[2; 10]);
+        let mut reader = output.read();
+        assert_eq!(now(reader.next()).unwrap().unwrap().offset, 10);
+        output.push(Stream::Stdout, &vec![3; limits::CHUNK]);
+        assert_eq!(now(output.room(Stream::Stdout)), None);
+    }
+
+    #[test]
+    fn the_slowest_of_two_readers_sets_the_pace_until_it_leaves() {
+        let output = Output::new(&BOTH, true);
+        let (mut quick, slow) = (output.read(), output.read());
+        fill(&output);
+        while now(quick.next()).is_some() {}
+        assert_eq!(now(output.room(Stream::Stdout)), None);
+        drop(slow);
+        assert_eq!(now(output.room(Stream::Stdout)), Some(CAPACITY));
+    }
+
+    #[test]
+    fn a_later_reader_gets_what_earlier_ones_have_read() {
+        let output = Output::new(&BOTH, true);
+        output.push(Stream::Stderr, b"seen");
+        let mut first = output.read();
+        assert_eq!(now(first.next()).unwrap().unwrap().data, b"seen");
+        drop(first);
+        assert_eq!(now(output.read().next()).unwrap().unwrap().data, b"seen");
+    }
+
+    #[test]
+    fn a_reader_alternates_between_streams_and_ends_after_the_last_byte() {
+        let output = Output::new(&BOTH, true);
+        output.push(Stream::Stdout, &vec![1; 2 * limits::CHUNK]);
+        output.push(Stream::Stderr, b"e");
+        output.close(Stream::Stdout);
+        output.close(Stream::Stderr);
+        let mut reader = output.read();
+        let mut kinds = Vec::new();
+        while let Some(message) = now(reader.next()).unwrap() {
+            kinds.push(message.stream());
+        }
+        assert_eq!(kinds, [StreamKind::Stdout, StreamKind::Stderr, StreamKind::Stdout]);
+    }
+
+    #[test]
+    fn after_the_end_of_the_process_a_full_pipe_fits_without_a_reader() {
+        let output = Output::new(&[Stream::Stdout], true);
+        fill(&output);
+        assert_eq!(now(output.room(Stream::Stdout)), None);
+        output.process_ended();
+        assert_eq!(now(output.room(Stream::Stdout)), Some(PIPE));
+    }
+
+    #[test]
+    fn once_cut_it_ends_for_readers_and_swallows_what_still_comes() {
+        let output = Output::new(&BOTH, true);
+        output.push(Stream::Stdout, b"before");
+        let mut reader = output.read();
+        output.cut();
+        output.push(Stream::Stdout, b"after");
+        assert_eq!(now(reader.next()).unwrap().unwrap().data, b"before");
+        assert_eq!(now(reader.next()).unwrap(), None);
+        assert!(now(output.room(Stream::Stdout)).is_some());
+        assert_eq!(now(output.closed()), Some(()));
+    }
+}

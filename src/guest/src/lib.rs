@@ -1,0 +1,30 @@
+//! The agent inside a box: PID 1 of its virtual machine.
+//!
+//! ```text
+//!   main.rs      boots, in named steps; ends the machine
+//!   boot         mounts, limits, boot channel
+//!   vsock        sockets to the host
+//!   portal       serves the host: hello, then gRPC
+//!   agent        what the services share, and the states of machine and container
+//!   disks        image and writable layer become the container's root
+//!   container    specification, users, capabilities, defaults
+//!   process      spawner, child, cgroups, reaper
+//!   execution    one process with its output, input, terminal and end
+//!   shutdown     the orderly end
+//!   console      a few lines for the log
+//! ```
+//!
+//! The agent trusts its host and nothing else: what comes from the image or the container is bounded, parsed by hand and
+//! opened through roots that it cannot leave. It is a library besides a program so that its tests can serve it over a
+//! Unix socket, without a machine.
+
+pub mod agent;
+pub mod boot;
+pub mod console;
+pub mod container;
+pub mod disks;
+pub mod execution;
+pub mod portal;
+pub mod process;
+pub mod shutdown;
+pub mod vsock;

@@ -1,0 +1,211 @@
+//! The services of executions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxlite_portal::limits;
+use boxlite_portal::v1::exec_response::Outcome;
+use boxlite_portal::v1::execution_server;
+use boxlite_portal::v1::{
+    AttachRequest, AttachResponse, ExecRequest, ExecResponse, ResizeRequest, ResizeResponse, SignalRequest,
+    SignalResponse, Started, StdinRequest, StdinResponse, WaitRequest, WaitResponse, attach_response, stdin_request,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{invalid, out_of_order};
+use crate::agent::{self, Agent};
+use crate::container::launch::{self, BadSpec};
+use crate::execution::Execution;
+use crate::execution::input::Input;
+use crate::execution::table::{LookupError, ReserveError, Reserved};
+use crate::execution::terminal;
+
+/// How many messages may wait between the output and the connection.
+const QUEUE: usize = 1;
+
+/// See the proto file.
+#[derive(Debug)]
+pub(super) struct Service {
+    agent: Arc<Agent>,
+}
+
+impl Service {
+    pub(super) fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    async fn find(&self, id: &str) -> Result<Arc<Execution>, Status> {
+        self.agent.table.find(id).await.map_err(|error| match error {
+            LookupError::Unknown => Status::not_found(error.to_string()),
+            LookupError::NotStarted(_) | LookupError::NeverStarted => Status::failed_precondition(error.to_string()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl execution_server::Execution for Service {
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let request = request.into_inner();
+        let spec = request.process.unwrap_or_default();
+        launch::check(&spec).map_err(invalid)?;
+        if spec.args.is_empty() {
+            return Err(invalid(BadSpec::NoProgram));
+        }
+        let running = self.agent.running().map_err(out_of_order)?;
+        let reserved = self.agent.table.reserve(&request.execution_id).map_err(|error| match error {
+            ReserveError::Invalid => invalid(error),
+            ReserveError::TooMany => Status::resource_exhausted(error.to_string()),
+            ReserveError::Closed => Status::failed_precondition(error.to_string()),
+        })?;
+        let mut outcome = match reserved {
+            Reserved::Known(outcome) => outcome,
+            Reserved::New(starting) => {
+                let outcome = starting.outcome();
+                let limit = Some(request.timeout_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
+                let agent = Arc::clone(&self.agent);
+                // A task of its own: a client that goes away stops nothing half-way.
+                tokio::spawn(agent.run_execution(request.execution_id, spec, limit, running, starting));
+                outcome
+            }
+        };
+        let outcome = match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(execution))) => Outcome::Started(Started { pid: execution.inner_pid }),
+            Ok(Some(Err(failure))) => Outcome::Failure(failure.clone()),
+            Ok(None) | Err(_) => Outcome::Failure(agent::lost()),
+        };
+        Ok(Response::new(ExecResponse { outcome: Some(outcome) }))
+    }
+
+    type AttachStream = ReceiverStream<Result<AttachResponse, Status>>;
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
+        let execution = self.find(&request.into_inner().execution_id).await?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let attached = Attached::new(&self.agent.attached);
+        tokio::spawn(async move {
+            stream(&execution, &sender).await;
+            // The client drops the stream once it has read the last message.
+            sender.closed().await;
+            drop(attached);
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn stdin(&self, request: Request<Streaming<StdinRequest>>) -> Result<Response<StdinResponse>, Status> {
+        let mut stream = request.into_inner();
+        let Some(mut message) = stream.message().await? else {
+            return Err(invalid("the first message names the execution"));
+        };
+        let execution = self.find(&message.execution_id).await?;
+        // Dropped without more: a client that goes away gives way to the next one.
+        let mut input = execution.input.lock().await;
+        let mut written = 0;
+        loop {
+            match message.action.take() {
+                None => {}
+                Some(stdin_request::Action::Close(true)) => {
+                    bounded(&execution, input.close()).await;
+                    break;
+                }
+                Some(stdin_request::Action::Close(false)) => {}
+                Some(stdin_request::Action::Data(data)) => {
+                    if data.len() > limits::CHUNK {
+                        return Err(invalid(format_args!("a piece of input has at most {} bytes", limits::CHUNK)));
+                    }
+                    let count = bounded(&execution, input.write(&data)).await.unwrap_or_default();
+                    written += count as u64;
+                    if count < data.len() {
+                        *input = Input::Closed;
+                        break;
+                    }
+                }
+            }
+            match stream.message().await? {
+                Some(next) => message = next,
+                None => break,
+            }
+        }
+        Ok(Response::new(StdinResponse { written }))
+    }
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
+        let execution = self.find(&request.into_inner().execution_id).await?;
+        Ok(Response::new(WaitResponse { exit: Some(execution.ended().await) }))
+    }
+
+    async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
+        let SignalRequest { execution_id, signal, all } = request.into_inner();
+        let signal = i32::try_from(signal).ok().filter(|signal| (1..=64).contains(signal));
+        let signal = signal.ok_or_else(|| invalid("a signal is a number from 1 to 64"))?;
+        let execution = self.find(&execution_id).await?;
+        let sent = match &execution.cgroup {
+            Some(cgroup) if all && execution.exit.borrow().is_none() => cgroup.signal(signal).map(|()| true),
+            _ => self.agent.reaper.signal(execution.pid, signal).map_err(std::io::Error::from),
+        };
+        match sent {
+            Ok(true) => Ok(Response::new(SignalResponse {})),
+            Ok(false) => Err(Status::failed_precondition("the execution has ended")),
+            Err(error) => Err(Status::internal(format!("cannot send the signal: {error}"))),
+        }
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Result<Response<ResizeResponse>, Status> {
+        let ResizeRequest { execution_id, size } = request.into_inner();
+        let size = launch::terminal_size(&size.unwrap_or_default()).map_err(invalid)?;
+        let execution = self.find(&execution_id).await?;
+        let Some(master) = &execution.terminal else {
+            return Err(Status::failed_precondition("the execution has no terminal"));
+        };
+        terminal::resize(master, size).map_err(|errno| Status::internal(format!("cannot resize: {errno}")))?;
+        Ok(Response::new(ResizeResponse {}))
+    }
+}
+
+/// Sends all output and the exit, unless the client goes away before.
+async fn stream(execution: &Execution, sender: &mpsc::Sender<Result<AttachResponse, Status>>) {
+    let mut reader = execution.output.read();
+    let send = |event| sender.send(Ok(AttachResponse { event: Some(event) }));
+    loop {
+        let output = tokio::select! {
+            output = reader.next() => output,
+            () = sender.closed() => return,
+        };
+        let Some(output) = output else { break };
+        if send(attach_response::Event::Output(output)).await.is_err() {
+            return;
+        }
+    }
+    let exit = tokio::select! {
+        exit = execution.ended() => exit,
+        () = sender.closed() => return,
+    };
+    // An error means that the client has gone, and with it the one who wanted to know.
+    drop(send(attach_response::Event::Exit(exit)).await);
+}
+
+/// Runs until the execution has ended at most: what it has not read by then nobody will.
+async fn bounded<T>(execution: &Execution, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        result = work => Some(result),
+        _ = execution.ended() => None,
+    }
+}
+
+/// Counts an attached client for as long as it lives.
+struct Attached(watch::Sender<usize>);
+
+impl Attached {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}

@@ -1,0 +1,165 @@
+//! The portal's server: accepts, exchanges hellos, and speaks gRPC.
+//!
+//! Each accepted connection says hello in a task of its own, so a silent client holds up nobody; how many do so at the
+//! same time and how many connections there are is bounded.
+
+mod container;
+mod execution;
+mod guest;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use boxlite_portal::hello::{self, Hello};
+use boxlite_portal::limits;
+use boxlite_portal::v1::container_server::ContainerServer;
+use boxlite_portal::v1::execution_server::ExecutionServer;
+use boxlite_portal::v1::guest_server::GuestServer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use crate::agent::Agent;
+use crate::shutdown::Shutdown;
+use crate::vsock::{Listener, Socket};
+
+/// The most connections at a time.
+const CONNECTIONS: usize = 256;
+/// The most connections that have not said hello yet.
+const HANDSHAKES: usize = 32;
+/// The most calls at a time on one connection: every execution may have a few that wait.
+const CALLS: u32 = 8192;
+/// HTTP/2 windows: how much input may be under way, in one stream and in all of a connection.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How long accepting pauses after a failure that may pass, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What this side calls itself.
+pub const BUILD: &str = concat!("boxlite-guest ", env!("CARGO_PKG_VERSION"));
+
+/// Serves until the box has been shut down and the answer has had time to arrive.
+///
+/// # Errors
+/// When the HTTP/2 server fails.
+pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::transport::Error> {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let (ready, incoming) = mpsc::channel(HANDSHAKES);
+    let accepting = tokio::spawn(accept(listener, Arc::clone(&connections), ready));
+    let shutdown = Shutdown::new(Arc::clone(&agent));
+
+    let guest = GuestServer::new(guest::Service::new(Arc::clone(&agent), shutdown.clone()));
+    let container = ContainerServer::new(container::Service::new(Arc::clone(&agent)));
+    let execution = ExecutionServer::new(execution::Service::new(agent));
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(CALLS)
+        .add_service(guest.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
+        .add_service(container.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
+        .add_service(execution.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
+        .serve_with_incoming(ReceiverStream::new(incoming));
+    let result = tokio::select! {
+        result = server => result,
+        () = shutdown.answered(&connections, CONNECTIONS) => Ok(()),
+    };
+    accepting.abort();
+    result
+}
+
+async fn accept(listener: Listener, connections: Arc<Semaphore>, ready: mpsc::Sender<io::Result<Connection>>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        // Both semaphores are never closed.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(turn) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let socket = match listener.accept().await {
+            Ok(socket) => socket,
+            Err(error) => {
+                crate::console::line(format_args!("cannot accept a connection: {error}"));
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let ready = ready.clone();
+        tokio::spawn(async move {
+            let mut connection = Connection { socket, _permit: permit };
+            match greet(&mut connection.socket).await {
+                // An error means that the server has gone.
+                Ok(()) => drop(ready.send(Ok(connection)).await),
+                Err(error) => crate::console::line(format_args!("a connection was refused: {error}")),
+            }
+            drop(turn);
+        });
+    }
+}
+
+async fn greet(socket: &mut Socket) -> Result<(), hello::HelloError> {
+    let received = hello::receive(socket).await;
+    // A peer of another version is told which one this is, so that it can say who is to be updated.
+    if matches!(received, Ok(_) | Err(hello::HelloError::Incompatible { .. })) {
+        let answer = hello::send(socket, &Hello::new(BUILD));
+        tokio::time::timeout(limits::HELLO_TIMEOUT, answer).await.map_err(|_| hello::HelloError::Timeout)??;
+    }
+    received.map(drop)
+}
+
+/// A connection that has said hello, and its place among those allowed.
+#[derive(Debug)]
+struct Connection {
+    socket: Socket,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// A call out of order, as a status.
+fn out_of_order(error: crate::agent::OutOfOrder) -> tonic::Status {
+    tonic::Status::failed_precondition(error.to_string())
+}
+
+/// A mistake of the caller, as a status.
+fn invalid(error: impl std::fmt::Display) -> tonic::Status {
+    tonic::Status::invalid_argument(error.to_string())
+}

@@ -1,0 +1,194 @@
+//! What the monitor asks of the agent in the box, over the portal.
+//!
+//! Whatever the agent answers comes from the guest: messages are bounded by the portal's limits and shown escaped.
+
+use std::time::Duration;
+
+use boxlite_control::{BoxFiles, ContainerSpec, Exit, FailureKind, ProcessSpec, SocketPath};
+use boxlite_portal::MAIN;
+use boxlite_portal::client::Portal;
+use boxlite_portal::v1;
+use tonic::Status;
+
+use super::machine::{DRAIN, Failure};
+use super::unix_nanos;
+use crate::text;
+
+/// Where the guest finds the image and the writable layer: see `VmSpec::disks`.
+const IMAGE_DEVICE: &str = "/dev/vdb";
+const WRITABLE_DEVICE: &str = "/dev/vdc";
+/// How long the portal may take to answer once the agent has said that it serves it.
+const CONNECT: Duration = Duration::from_secs(15);
+/// The most of a guest's message that is shown, in bytes.
+const MESSAGE: usize = 2 << 10;
+/// SIGKILL, the same on every Linux.
+const SIGKILL: u32 = 9;
+
+/// How this side introduces itself.
+const BUILD: &str = concat!("boxlite-shim ", env!("CARGO_PKG_VERSION"));
+
+/// Connects to the agent and has it make and start the container. The deadline is the machine's.
+pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result<Portal, Failure> {
+    let unreachable = |error: &dyn std::error::Error| failure(FailureKind::Boot, "cannot reach the agent in the box", text::chain(error));
+    let socket = SocketPath::new(&files.portal_socket()).map_err(|error| unreachable(&error))?;
+    let portal = Portal::connect(socket.path(), BUILD, CONNECT).await.map_err(|error| unreachable(&error))?;
+
+    let machine = v1::InitRequest {
+        unix_time_nanos: unix_nanos(),
+        hostname: container.hostname.clone(),
+        image_device: IMAGE_DEVICE.to_owned(),
+        writable_device: WRITABLE_DEVICE.to_owned(),
+    };
+    let init = portal.guest().init(machine).await;
+    let kernel = init.map_err(|status| refused(FailureKind::Boot, "the guest cannot prepare its disks", &status))?;
+    tracing::info!(kernel = text::escape(kernel.into_inner().kernel.as_bytes(), 64), "the guest is prepared");
+
+    let init = portal.container().init(container_request(container)).await;
+    init.map_err(|status| refused(FailureKind::Container, "the container cannot be made", &status))?;
+    let start = portal.container().start(v1::ContainerStartRequest {}).await;
+    let start = start
+        .map_err(|status| refused(FailureKind::Container, "the container cannot be started", &status))?
+        .into_inner();
+    match start.outcome {
+        Some(v1::container_start_response::Outcome::Started(_)) => Ok(portal),
+        Some(v1::container_start_response::Outcome::Failure(why)) => Err(not_started(&why)),
+        None => Err(failure(FailureKind::Container, "the agent does not say whether the container runs", Vec::new())),
+    }
+}
+
+/// Waits until the main command has ended, however long that takes.
+pub(super) async fn wait_for_main(portal: &Portal) -> Result<Exit, Vec<String>> {
+    let wait = v1::WaitRequest { execution_id: MAIN.to_owned() };
+    let answer = portal.execution().wait(wait).await.map_err(|status| words(&status))?;
+    exit(answer.into_inner().exit).ok_or_else(|| vec!["the agent does not say how the main command ended".to_owned()])
+}
+
+/// Has the agent end the box. Says how the main command ended.
+pub(super) async fn shut_down(
+    portal: &Portal,
+    signal: u32,
+    grace: Duration,
+    discard: bool,
+) -> Result<Option<Exit>, Vec<String>> {
+    let request = v1::ShutdownRequest { signal, grace_millis: millis(grace), drain_millis: millis(DRAIN), discard };
+    let answer = portal.guest().shutdown(request).await.map_err(|status| words(&status))?;
+    Ok(exit(answer.into_inner().main))
+}
+
+/// Kills every process of the main command.
+pub(super) async fn kill_main(portal: &Portal) -> Result<(), Vec<String>> {
+    let signal = v1::SignalRequest { execution_id: MAIN.to_owned(), signal: SIGKILL, all: true };
+    portal.execution().signal(signal).await.map(drop).map_err(|status| words(&status))
+}
+
+fn container_request(container: &ContainerSpec) -> v1::ContainerInitRequest {
+    v1::ContainerInitRequest {
+        main: Some(process(&container.main)),
+        capabilities_add: container.capabilities_add.clone(),
+        capabilities_drop: container.capabilities_drop.clone(),
+        await_attach: container.await_attach,
+    }
+}
+
+fn process(process: &ProcessSpec) -> v1::ProcessSpec {
+    let bytes = |list: &[String]| list.iter().map(|text| text.clone().into_bytes()).collect();
+    v1::ProcessSpec {
+        args: bytes(&process.args),
+        env: bytes(&process.env),
+        cwd: process.cwd.clone().into_bytes(),
+        user: process.user.clone(),
+        terminal: process
+            .terminal
+            .map(|(rows, columns)| v1::TerminalSize { rows: rows.into(), columns: columns.into() }),
+        stdin: process.stdin,
+        rlimits: Vec::new(),
+    }
+}
+
+/// What the guest claims, made to be what the protocol allows.
+fn exit(exit: Option<v1::Exit>) -> Option<Exit> {
+    match exit?.status? {
+        v1::exit::Status::Code(code) => Some(Exit::Code(code.clamp(0, 255))),
+        v1::exit::Status::Signal(signal) => Some(Exit::Signal(signal.clamp(1, 64))),
+    }
+}
+
+fn not_started(why: &v1::StartFailure) -> Failure {
+    use v1::start_failure::Kind;
+    let kind = match why.kind() {
+        Kind::NotFound => FailureKind::CommandNotFound,
+        Kind::NotExecutable => FailureKind::CommandNotExecutable,
+        Kind::Unspecified | Kind::BadWorkingDirectory | Kind::UnknownUser | Kind::Other => FailureKind::Container,
+    };
+    failure(kind, "the main command did not start", vec![text::escape(why.message.as_bytes(), MESSAGE)])
+}
+
+fn refused(kind: FailureKind, what: &str, status: &Status) -> Failure {
+    failure(kind, what, words(status))
+}
+
+fn failure(kind: FailureKind, what: &str, causes: Vec<String>) -> Failure {
+    let mut messages = vec![what.to_owned()];
+    messages.extend(causes.into_iter().filter(|cause| !cause.is_empty()));
+    Failure { kind, messages, hint: None }
+}
+
+fn words(status: &Status) -> Vec<String> {
+    let message = text::escape(status.message().as_bytes(), MESSAGE);
+    let mut words = vec![if message.is_empty() { status.code().to_string() } else { message }];
+    // Besides the agent's words there may be reasons of this side.
+    if let Some(source) = std::error::Error::source(status) {
+        words.extend(text::chain(source).iter().map(|cause| text::escape(cause.as_bytes(), MESSAGE)));
+    }
+    words
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v1::start_failure::Kind;
+
+    #[test]
+    fn an_exit_that_no_process_can_have_is_made_one() {
+        let code = |code| exit(Some(v1::Exit { status: Some(v1::exit::Status::Code(code)), ..Default::default() }));
+        let signal =
+            |signal| exit(Some(v1::Exit { status: Some(v1::exit::Status::Signal(signal)), ..Default::default() }));
+        assert_eq!(code(3), Some(Exit::Code(3)));
+        assert_eq!(code(-1), Some(Exit::Code(0)));
+        assert_eq!(code(i32::MAX), Some(Exit::Code(255)));
+        assert_eq!(signal(9), Some(Exit::Signal(9)));
+        assert_eq!(signal(u32::MAX), Some(Exit::Signal(64)));
+        assert_eq!(exit(None), None);
+    }
+
+    #[test]
+    fn each_way_not_to_start_has_its_kind() {
+        let kind = |kind: Kind| not_started(&v1::StartFailure { kind: kind.into(), ..Default::default() }).kind;
+        assert_eq!(kind(Kind::NotFound), FailureKind::CommandNotFound);
+        assert_eq!(kind(Kind::NotExecutable), FailureKind::CommandNotExecutable);
+        assert_eq!(kind(Kind::UnknownUser), FailureKind::Container);
+        let unknown = v1::StartFailure { kind: 900, ..Default::default() };
+        assert_eq!(not_started(&unknown).kind, FailureKind::Container);
+    }
+
+    #[test]
+    fn words_of_the_guest_are_escaped_and_bounded() {
+        let why = v1::StartFailure { message: "\x1b]0;".repeat(9999), ..Default::default() };
+        let message = not_started(&why).messages.concat();
+        assert!(!message.chars().any(char::is_control));
+        assert!(message.len() < 2 * MESSAGE, "{}", message.len());
+        assert_eq!(words(&Status::internal("a\nb")), ["a\\nb"]);
+    }
+
+    #[test]
+    fn arguments_stay_the_bytes_that_they_are() {
+        let spec = ProcessSpec { args: vec!["a b".into(), "ü".into()], terminal: Some((24, 80)), ..Default::default() };
+        let sent = process(&spec);
+        assert_eq!(sent.args, [b"a b".to_vec(), "ü".as_bytes().to_vec()]);
+        assert_eq!(sent.terminal, Some(v1::TerminalSize { rows: 24, columns: 80 }));
+    }
+}

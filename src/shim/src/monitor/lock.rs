@@ -1,0 +1,110 @@
+//! The lock of a box: who holds it owns the box.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use boxlite_control::BoxFiles;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Why the lock is not held.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LockError {
+    #[error("the box is in use by another monitor")]
+    Held,
+    #[error("cannot lock {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The held lock, for as long as it lives. No child inherits it.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: Flock<File>,
+    files: BoxFiles,
+}
+
+impl Lock {
+    /// Takes the lock, or fails at once.
+    pub(super) fn take(files: &BoxFiles) -> Result<Self, LockError> {
+        let failed = |source| LockError::Io { path: files.lock(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(files.lock()).map_err(failed)?;
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(LockError::Held),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        let lock = Self { file, files: files.clone() };
+        // Between opening and locking, the holder before may have removed the box.
+        if lock.is_in_its_folder() { Ok(lock) } else { Err(failed(io::Error::from(io::ErrorKind::NotFound))) }
+    }
+
+    /// Removes the box's folder with all that is in it, if it is still the one whose lock this is.
+    pub(super) fn remove_folder(self) -> io::Result<()> {
+        if !self.is_in_its_folder() {
+            return Err(io::Error::other("the folder is not that of this box any more"));
+        }
+        fs::remove_dir_all(self.files.folder())
+    }
+
+    fn is_in_its_folder(&self) -> bool {
+        let held = self.file.metadata();
+        let there = fs::symlink_metadata(self.files.lock());
+        matches!((held, there), (Ok(held), Ok(there)) if (held.dev(), held.ino()) == (there.dev(), there.ino()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, BoxFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path().join("box"));
+        fs::create_dir(files.folder()).unwrap();
+        (folder, files)
+    }
+
+    #[test]
+    fn one_monitor_owns_a_box_and_the_next_can_have_it_afterwards() {
+        let (_keep, files) = folder();
+        let lock = Lock::take(&files).unwrap();
+        assert!(matches!(Lock::take(&files), Err(LockError::Held)));
+        drop(lock);
+        Lock::take(&files).unwrap();
+    }
+
+    #[test]
+    fn a_removed_box_takes_its_content_with_it() {
+        let (_keep, files) = folder();
+        fs::create_dir(files.logs()).unwrap();
+        fs::write(files.console_log(), "x").unwrap();
+        Lock::take(&files).unwrap().remove_folder().unwrap();
+        assert!(!files.folder().exists());
+    }
+
+    #[test]
+    fn a_folder_that_became_another_box_is_not_removed() {
+        let (_keep, files) = folder();
+        let lock = Lock::take(&files).unwrap();
+        fs::rename(files.folder(), files.folder().with_extension("old")).unwrap();
+        fs::create_dir(files.folder()).unwrap();
+        fs::write(files.lock(), "").unwrap();
+        lock.remove_folder().unwrap_err();
+        assert!(files.lock().exists());
+    }
+
+    #[test]
+    fn a_box_without_a_folder_cannot_be_locked() {
+        let (_keep, files) = folder();
+        fs::remove_dir(files.folder()).unwrap();
+        assert!(matches!(Lock::take(&files), Err(LockError::Io { .. })));
+    }
+}

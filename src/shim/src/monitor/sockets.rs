@@ -1,0 +1,95 @@
+//! The Unix sockets in a box's folder.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use boxlite_control::{BoxFiles, SocketPath};
+use tokio::net::UnixListener;
+
+/// A socket that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {path}")]
+pub(super) struct ListenError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// A socket file that is removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// The sockets of one run of a box.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    /// For programs of the host.
+    pub(super) control: (UnixListener, SocketFile),
+    /// For the guest's boot channel.
+    pub(super) boot: (UnixListener, SocketFile),
+    /// The VMM makes this one.
+    pub(super) portal: SocketFile,
+}
+
+impl Sockets {
+    /// Listens, after removing what a killed predecessor has left. For the holder of the box's lock only.
+    pub(super) fn listen(files: &BoxFiles) -> Result<Self, ListenError> {
+        let portal = SocketFile(files.portal_socket());
+        remove(&portal.0);
+        let boot = listen(&files.boot_socket())?;
+        // Others take a control socket that answers for a box that runs, so it comes last.
+        Ok(Self { boot, portal, control: listen(&files.control_socket())? })
+    }
+}
+
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    remove(path);
+    let bind = || UnixListener::bind(SocketPath::new(path)?.path());
+    match bind() {
+        Ok(listener) => Ok((listener, SocketFile(path.to_owned()))),
+        Err(source) => Err(ListenError { path: path.to_owned(), source }),
+    }
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // Who listens next will be told by bind.
+        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove a socket"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sockets_of_a_killed_monitor_are_replaced_and_ours_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path());
+        for socket in [files.control_socket(), files.boot_socket(), files.portal_socket()] {
+            drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
+        }
+        let sockets = Sockets::listen(&files).unwrap();
+        assert!(!files.portal_socket().exists());
+        std::os::unix::net::UnixStream::connect(files.control_socket()).unwrap();
+        drop(sockets);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failure_leaves_no_socket_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path());
+        fs::create_dir(files.control_socket()).unwrap();
+        Sockets::listen(&files).unwrap_err();
+        assert!(!files.boot_socket().exists());
+    }
+}

@@ -1,0 +1,238 @@
+//! `make bench`: what a box costs, beside a raw floor that is measured in the same run.
+//!
+//! The floor is QEMU with the same kernel and a bare init: see `tests/raw-guest`. Measurements of the two alternate, so
+//! that a slow minute of the machine slows both down. Every line ends with the ratio and the bound that it has to keep.
+
+#![allow(clippy::print_stdout, reason = "a table is what this program is for")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Command as Process, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use boxlite::{BoxCommand, BoxOptions, BoxliteRuntime, LiteBox};
+use boxlite_raw_guest::Command;
+use boxlite_tests::raw::RawGuest;
+use boxlite_tests::story::{Story, program};
+
+const BOOTS: usize = 7;
+const EXECS: usize = 200;
+const STREAM: u64 = 128 << 20;
+const STARTS: usize = 20;
+
+fn main() -> Result<()> {
+    let story = Story::with_busybox();
+    // The first box makes what all boxes share: kernel, boot disk, empty file system.
+    let first = Instant::now();
+    cold_run(&story)?;
+    println!("first run in a new home (image loaded): {}", millis(first.elapsed()));
+    let mut table = Table::default();
+    start_up(&story, &mut table)?;
+    boot(&story, &mut table)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(running_box(&story, &mut table))?;
+    table.print();
+    ensure!(table.broken == 0, "{} bounds do not hold", table.broken);
+    Ok(())
+}
+
+/// Lines with a bound.
+#[derive(Default)]
+struct Table {
+    lines: Vec<[String; 5]>,
+    broken: usize,
+}
+
+impl Table {
+    fn ratio(&mut self, what: &str, ours: f64, floor: f64, unit: &str, bound: f64, at_most: bool) {
+        let ratio = ours / floor;
+        let (good, sign) = if at_most { (ratio <= bound, "<=") } else { (ratio >= bound, ">=") };
+        self.add(what, format!("{ours:.1} {unit}"), format!("{floor:.1} {unit}"), good, format!("{ratio:.2} {sign} {bound}"));
+    }
+
+    fn limit(&mut self, what: &str, ours: f64, floor: Option<f64>, unit: &str, bound: f64) {
+        let floor = floor.map_or(String::new(), |floor| format!("{floor:.1} {unit}"));
+        self.add(what, format!("{ours:.1} {unit}"), floor, ours <= bound, format!("{ours:.1} <= {bound} {unit}"));
+    }
+
+    fn note(&mut self, what: &str, ours: String, floor: String) {
+        self.lines.push([what.into(), ours, floor, String::new(), String::new()]);
+    }
+
+    fn add(&mut self, what: &str, ours: String, floor: String, good: bool, bound: String) {
+        self.broken += usize::from(!good);
+        self.lines.push([what.into(), ours, floor, bound, if good { "holds" } else { "BROKEN" }.into()]);
+    }
+
+    fn print(&self) {
+        println!("\n{:44} {:>14} {:>14}   {:24} bound", "", "box", "raw floor", "ratio");
+        for [what, ours, floor, bound, verdict] in &self.lines {
+            println!("{what:44} {ours:>14} {floor:>14}   {bound:24} {verdict}");
+        }
+    }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", ms(time))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+fn cold_run(story: &Story) -> Result<Duration> {
+    let start = Instant::now();
+    let status = Process::new(program("BOXLITE_CLI"))
+        .args(["run", "--rm", "busybox", "true"])
+        .env("BOXLITE_HOME", story.home())
+        .stdin(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "run: {status}");
+    Ok(start.elapsed())
+}
+
+fn start_up(story: &Story, table: &mut Table) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        let start = Instant::now();
+        let output =
+            Process::new(program("BOXLITE_CLI")).args(["ps", "-a"]).env("BOXLITE_HOME", story.home()).output()?;
+        ensure!(output.status.success(), "ps: {}", output.status);
+        times.push(ms(start.elapsed()));
+    }
+    table.limit("start of library and command line (ps)", median(times), None, "ms", 30.0);
+    Ok(())
+}
+
+fn boot(story: &Story, table: &mut Table) -> Result<()> {
+    let (mut floors, mut runs) = (Vec::new(), Vec::new());
+    for _ in 0..BOOTS {
+        let guest = RawGuest::boot(1);
+        floors.push(ms(guest.boot));
+        guest.power_off();
+        runs.push(ms(cold_run(story)?));
+    }
+    table.ratio("run --rm busybox true, start to exit", median(runs), median(floors), "ms", 1.6, true);
+    Ok(())
+}
+
+async fn running_box(story: &Story, table: &mut Table) -> Result<()> {
+    let opening = Instant::now();
+    let runtime = BoxliteRuntime::new(story.options())?;
+    table.note("  phase: library", millis(opening.elapsed()), String::new());
+    let creating = Instant::now();
+    let sandbox = runtime.create(BoxOptions::image("busybox"), None).await?;
+    table.note("  phase: image and disk (create)", millis(creating.elapsed()), String::new());
+    let starting = Instant::now();
+    sandbox.start().await?;
+    let started = starting.elapsed();
+    for step in sandbox.start_steps() {
+        table.note(&format!("  phase: {}", step.name), millis(step.took), String::new());
+    }
+    table.note("  start, all phases", millis(started), String::new());
+    let first = Instant::now();
+    let mut echo = sandbox.exec(BoxCommand::new("echo").arg("x")).await?;
+    let byte = echo.stdout().context("stdout")?.next().await;
+    ensure!(byte.is_some(), "no output");
+    table.note("  phase: first byte of a first exec", millis(first.elapsed()), String::new());
+    echo.wait().await?;
+
+    let guest = RawGuest::boot(1);
+    memory(story, &guest, table)?;
+    exec_round_trip(&sandbox, &guest, table).await?;
+    throughput(&sandbox, &guest, table).await?;
+    guest.power_off();
+    let stopping = Instant::now();
+    sandbox.stop_with(0, Duration::ZERO).await?;
+    table.note("  phase: teardown", millis(stopping.elapsed()), String::new());
+    Ok(())
+}
+
+async fn exec_round_trip(sandbox: &LiteBox, guest: &RawGuest, table: &mut Table) -> Result<()> {
+    let mut ping = guest.command(Command::Ping, &[])?;
+    let (mut execs, mut pings) = (Vec::new(), Vec::new());
+    for _ in 0..EXECS {
+        let start = Instant::now();
+        let result = sandbox.exec(BoxCommand::new("/bin/true").stdin(false)).await?.wait().await?;
+        ensure!(result.exit_code == 0, "true: {result:?}");
+        execs.push(ms(start.elapsed()));
+        let start = Instant::now();
+        ping.write_all(b"x")?;
+        ping.read_exact(&mut [0])?;
+        pings.push(ms(start.elapsed()));
+    }
+    execs.sort_by(f64::total_cmp);
+    pings.sort_by(f64::total_cmp);
+    table.limit("exec /bin/true p50 (floor: vsock ping)", percentile(&execs, 50), Some(percentile(&pings, 50)), "ms", 25.0);
+    table.note(
+        "exec /bin/true p99",
+        format!("{:.1} ms", percentile(&execs, 99)),
+        format!("{:.1} ms", percentile(&pings, 99)),
+    );
+    Ok(())
+}
+
+async fn throughput(sandbox: &LiteBox, guest: &RawGuest, table: &mut Table) -> Result<()> {
+    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    #[allow(clippy::cast_precision_loss, reason = "a rate to one digit")]
+    let rate = |time: Duration| STREAM as f64 / 1e6 / time.as_secs_f64();
+    for _ in 0..3 {
+        let mut source = guest.command(Command::Source, &STREAM.to_be_bytes())?;
+        let start = Instant::now();
+        let (mut count, mut buffer) = (0, vec![0; 256 << 10]);
+        loop {
+            match source.read(&mut buffer)? {
+                0 => break,
+                length => count += length as u64,
+            }
+        }
+        ensure!(count == STREAM, "{count} bytes");
+        raw.push(rate(start.elapsed()));
+
+        let size = STREAM.to_string();
+        let mut zeros = sandbox.exec(BoxCommand::new("head").args(["-c", &size, "/dev/zero"])).await?;
+        let mut stdout = zeros.stdout().context("stdout")?;
+        let (start, mut count) = (Instant::now(), 0);
+        while let Some(chunk) = stdout.next().await {
+            count += chunk.len() as u64;
+        }
+        ensure!(count == STREAM, "{count} bytes");
+        ours.push(rate(start.elapsed()));
+    }
+    table.ratio("stdout of a box (floor: vsock stream)", median(ours), median(raw), "MB/s", 0.5, false);
+    Ok(())
+}
+
+/// Private memory of a process, in MiB: what nobody else has to pay for.
+fn private_mib(pid: i32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    let kib: u32 = lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok()).sum();
+    Ok(f64::from(kib) / 1024.0)
+}
+
+fn memory(story: &Story, guest: &RawGuest, table: &mut Table) -> Result<()> {
+    let (mut helpers, mut machine) = (0.0, None);
+    for (pid, line) in story.processes() {
+        if line.contains("qemu-system") {
+            machine = Some(private_mib(pid)?);
+        } else if line.contains("boxlite-shim") {
+            helpers += private_mib(pid)?;
+        }
+    }
+    let Some(machine) = machine else { bail!("no QEMU found: the benchmark measures the software engine") };
+    table.limit("private memory of monitor and helpers", helpers, None, "MiB", 20.0);
+    let floor = private_mib(i32::try_from(guest.qemu_pid())?)?;
+    table.note("private memory of QEMU, idle box", format!("{machine:.1} MiB"), format!("{floor:.1} MiB"));
+    Ok(())
+}
