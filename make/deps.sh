@@ -64,9 +64,9 @@ if ((${#missing[@]})); then
         as_root=(sudo)
     fi
     say "installing ${missing[*]}"
-    "${as_root[@]}" apt-get update -qq </dev/null >&2
+    "${as_root[@]}" apt-get update -qq </dev/null >/dev/null
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -qq -y --no-install-recommends "${missing[@]}" </dev/null >&2
+        apt-get install -qq -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
 fi
 
 command -v cargo >/dev/null ||

@@ -19,8 +19,8 @@ fn a_running_box_is_listed_used_and_stopped_by_other_commands() {
     assert!(listed.contains("web") && listed.contains("busybox") && listed.contains("Up "), "{listed}");
     let told = story.boxlite(["exec", "web", "sh", "-c", "echo out; echo err >&2; exit 3"]).run().code(3);
     assert_eq!((told.out().as_str(), told.err().as_str()), ("out\n", "err\n"));
-    let told = story.boxlite(["exec", "-i", "web", "cat"]).input("through\0exec\xff".as_bytes()).run().success();
-    assert_eq!(told.stdout, "through\0exec\xff".as_bytes());
+    let told = story.boxlite(["exec", "-i", "web", "cat"]).input(*b"through\0exec\xff").run().success();
+    assert_eq!(told.stdout, b"through\0exec\xff");
     story.boxlite(["rm", "web"]).run().code(1);
     story.boxlite(["stop", "-t", "1", "web"]).run().success();
     // `cat` as process 1 does not end by SIGTERM, so it was killed.

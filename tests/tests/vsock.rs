@@ -7,9 +7,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Instant;
 
 use boxlite_raw_guest::{Checksum, Command};
-use boxlite_tests::raw::{DIALED_PORT, RawGuest, answer, drain, pour};
+use boxlite_tests::raw::{DEADLINE, DIALED_PORT, RawGuest, answer, drain, pour};
 
 const MIB: u64 = 1 << 20;
 
@@ -27,6 +28,14 @@ fn progress(guest: &RawGuest) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
+/// Waits until the guest's sources have written so much.
+fn wait_for_progress(guest: &RawGuest, count: u64) {
+    let start = Instant::now();
+    while progress(guest) < count {
+        assert!(start.elapsed() < DEADLINE, "the guest has written {} of {count} bytes", progress(guest));
+    }
+}
+
 #[test]
 fn a_gigabyte_each_way_on_sixteen_connections_arrives_whole_and_in_order() {
     let guest = RawGuest::boot(2);
@@ -34,7 +43,7 @@ fn a_gigabyte_each_way_on_sixteen_connections_arrives_whole_and_in_order() {
     thread::scope(|scope| {
         for _ in 0..16 {
             let mut there = guest.command(Command::Echo, &[]).unwrap();
-            let mut back = there.try_clone().unwrap();
+            let back = there.try_clone().unwrap();
             scope.spawn(move || {
                 pour(&mut there, 64 * MIB).unwrap();
                 there.shutdown(Shutdown::Write).unwrap();
@@ -87,7 +96,7 @@ fn what_a_guest_has_sent_arrives_though_guest_and_vmm_are_gone() {
     // More than the host's socket takes, so that some of it is still with the device.
     let size = 400 << 10;
     let mut stream = guest.command(Command::SourceAndClose, &u64::to_be_bytes(size)).unwrap();
-    while progress(&guest) < size {}
+    wait_for_progress(&guest, size);
     guest.power_off_and_wait_for_qemu();
     assert_eq!(drain(&mut stream).unwrap(), Checksum::of_pattern(size));
 }
@@ -98,7 +107,7 @@ fn a_reader_that_does_not_read_stops_the_guest_and_nobody_else() {
     let size = 64 * MIB;
     let mut lazy: Vec<_> =
         (0..4).map(|_| guest.command(Command::Source, &size.to_be_bytes()).unwrap()).collect();
-    while progress(&guest) < MIB {}
+    wait_for_progress(&guest, MIB);
     let mut other = guest.command(Command::Ping, &[]).unwrap();
     for _ in 0..500 {
         ping(&mut other, b"still here").unwrap();

@@ -76,7 +76,7 @@ impl Disks {
             }
         }
         let mut mounted = Mounted(Vec::new());
-        let mut place = |name: &str| {
+        let place = |name: &str| {
             let path = folder.join(name);
             fs::create_dir_all(&path).map_err(step("make the folder", &path)).map(|()| path)
         };

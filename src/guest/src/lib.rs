@@ -11,6 +11,7 @@
 //!   process      spawner, child, cgroups, reaper
 //!   execution    one process with its output, input, terminal and end
 //!   shutdown     the orderly end
+//!   descriptor   registration with the runtime
 //!   console      a few lines for the log
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod agent;
 pub mod boot;
 pub mod console;
 pub mod container;
+pub mod descriptor;
 pub mod disks;
 pub mod execution;
 pub mod portal;

@@ -17,6 +17,8 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::descriptor::watch;
+
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -37,12 +39,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes a non-blocking socket over.
+    /// Takes a connected socket over.
     ///
     /// # Errors
     /// When it cannot be registered with the runtime.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        Ok(Self { fd: watch(fd)? })
     }
 }
 
@@ -50,7 +52,6 @@ impl TryFrom<StdUnixStream> for Socket {
     type Error = io::Error;
 
     fn try_from(stream: StdUnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
         Self::new(stream.into())
     }
 }
@@ -136,7 +137,7 @@ impl Listener {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
         bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
         listen(&fd, Backlog::new(BACKLOG)?)?;
-        Ok(Self { fd: AsyncFd::new(fd)?, vsock: true })
+        Ok(Self { fd: watch(fd)?, vsock: true })
     }
 
     /// Listens on a Unix socket.
@@ -144,8 +145,7 @@ impl Listener {
     /// # Errors
     /// What the system says.
     pub fn unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self { fd: AsyncFd::new(listener.into())?, vsock: false })
+        Ok(Self { fd: watch(listener.into())?, vsock: false })
     }
 
     /// Waits for the next connection.

@@ -25,7 +25,8 @@ use std::process::ExitCode;
 
 use boxlite_control::EngineChoice;
 
-const USAGE: &str = "usage: boxlite-shim monitor | vmm | probe [--engine auto|krun|qemu] | kernel CACHE | version";
+const USAGE: &str =
+    "usage: boxlite-shim monitor | vmm | probe [--engine auto|krun|qemu] | kernel CACHE | version";
 
 fn main() -> ExitCode {
     environment::log_to_stderr();

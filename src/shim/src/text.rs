@@ -7,7 +7,9 @@ pub(crate) fn escape(bytes: &[u8], limit: usize) -> String {
     for chunk in bytes[..bytes.len().min(limit)].utf8_chunks() {
         for character in chunk.valid().chars() {
             // Besides control characters, what reorders or hides text on a terminal.
-            if character.is_control() || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}') {
+            if character.is_control()
+                || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            {
                 out.extend(character.escape_default());
             } else {
                 out.push(character);

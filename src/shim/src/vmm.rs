@@ -96,13 +96,8 @@ mod tests {
     use boxlite_control::VmSpec;
 
     fn config() -> VmmConfig {
-        let vm = VmSpec {
-            cpus: 1,
-            memory_mib: 256,
-            kernel: "/k".into(),
-            disks: Vec::new(),
-            ports: Vec::new(),
-        };
+        let vm =
+            VmSpec { cpus: 1, memory_mib: 256, kernel: "/k".into(), disks: Vec::new(), ports: Vec::new() };
         VmmConfig { version: VERSION, engine: EngineChoice::Qemu, accelerated: false, program: None, vm }
     }
 

@@ -150,7 +150,10 @@ mod tests {
     }
 
     /// What the device makes of a chain of (address, length, flags).
-    fn read_chain(memory: &GuestMemoryMmap, descriptors: &[(u64, u32, u32)]) -> Result<(Header, Vec<u8>), Malformed> {
+    fn read_chain(
+        memory: &GuestMemoryMmap,
+        descriptors: &[(u64, u32, u32)],
+    ) -> Result<(Header, Vec<u8>), Malformed> {
         let queue = MockSplitQueue::new(memory, 128);
         let raw: Vec<_> = descriptors
             .iter()

@@ -82,7 +82,9 @@ impl Guest {
     }
 
     fn receive(&mut self, control: Control, data: &[u8]) {
-        assert!(!self.closed || control.op == Op::Reset || !self.out.is_empty() || self.shut == SHUTDOWN_BOTH);
+        assert!(
+            !self.closed || control.op == Op::Reset || !self.out.is_empty() || self.shut == SHUTDOWN_BOTH
+        );
         self.peer = control.credit;
         match control.op {
             Op::Request => {
@@ -275,7 +277,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn nothing_is_lost_reordered_or_stuck_whatever_the_pace(

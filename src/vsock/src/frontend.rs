@@ -17,9 +17,8 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags,
-    VhostUserVringState,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -191,7 +190,8 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         let mut mapped = Vec::new();
         let mut mappings = Vec::new();
         for (region, file) in regions.iter().zip(files) {
-            let memory = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(region.guest_phys_addr));
+            let memory =
+                GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(region.guest_phys_addr));
             mapped.push(memory.ok_or(Error::InvalidParam)?);
             mappings.push(Mapping {
                 frontend: region.user_addr,

@@ -228,10 +228,8 @@ impl Ring {
             Ok(true) => {
                 let result = self.call.as_mut().map_or(Ok(()), |call| call.write_all(&1u64.to_ne_bytes()));
                 // A full counter means that the guest has many interrupts to take already.
-                if let Err(error) = result.map_err(|error| error.kind()) {
-                    if error != ErrorKind::WouldBlock {
-                        self.give_up("the guest cannot be interrupted");
-                    }
+                if result.is_err_and(|error| error.kind() != ErrorKind::WouldBlock) {
+                    self.give_up("the guest cannot be interrupted");
                 }
             }
             Err(_) => self.give_up("its available ring is outside of memory"),
@@ -242,10 +240,131 @@ impl Ring {
     pub(crate) fn take_kick(&mut self) {
         let mut counter = [0; 8];
         // It was readable, and nobody else reads it; an empty counter is as good as one that was reset.
-        if let Some(Err(error)) = self.kick.as_mut().map(|kick| kick.read(&mut counter)) {
-            if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
-                self.give_up("its kick descriptor cannot be read");
-            }
+        if let Some(Err(error)) = self.kick.as_mut().map(|kick| kick.read(&mut counter))
+            && !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+        {
+            self.give_up("its kick descriptor cannot be read");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const SIZE: u16 = 8;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).unwrap()
+    }
+
+    /// A ring in which the guest has provided buffers of these lengths.
+    fn ring(memory: &GuestMemoryMmap, lengths: &[u32]) -> Ring {
+        let guest = MockSplitQueue::new(memory, SIZE);
+        let write = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+        let descriptors: Vec<_> = (0..)
+            .zip(lengths)
+            .map(|(number, len)| {
+                RawDescriptor::from(Descriptor::new(0x8000 + number * 0x1000, *len, write, 0))
+            })
+            .collect();
+        guest.add_desc_chains(&descriptors, 0).unwrap();
+        let mut ring = Ring::new().unwrap();
+        ring.queue = guest.create_queue().unwrap();
+        // The mock leaves no room for the index behind the available ring.
+        ring.queue.try_set_used_ring_address(GuestAddress(0x4000)).unwrap();
+        ring.enabled = true;
+        ring.start();
+        ring
+    }
+
+    fn set_available_index(memory: &GuestMemoryMmap, ring: &Ring, index: u16) {
+        memory.write_obj(index.to_le(), GuestAddress(ring.queue.avail_ring() + 2)).unwrap();
+    }
+
+    fn used_index(memory: &GuestMemoryMmap, ring: &Ring) -> u16 {
+        u16::from_le(memory.read_obj(GuestAddress(ring.queue.used_ring() + 2)).unwrap())
+    }
+
+    #[test]
+    fn buffers_that_were_not_needed_are_there_the_next_time() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[144, 144, 144]);
+        let mut room = Room::default();
+        ring.reserve(&memory, 150, 8, &mut room);
+        assert_eq!((room.slots().len(), room.payload()), (2, 200));
+        ring.settle(&memory, &room, std::iter::once(([1; HEADER], &[7; 30][..])));
+        assert_eq!(used_index(&memory, &ring), 1);
+        let mut written = [0; 74];
+        memory.read_slice(&mut written, GuestAddress(0x8000)).unwrap();
+        assert_eq!((&written[..HEADER], &written[HEADER..]), (&[1; HEADER][..], &[7; 30][..]));
+
+        ring.reserve(&memory, 1000, 8, &mut room);
+        assert_eq!(room.slots().len(), 2);
+        ring.settle(&memory, &room, std::iter::empty());
+        assert_eq!(used_index(&memory, &ring), 1, "nothing was used");
+    }
+
+    #[test]
+    fn a_buffer_that_cannot_hold_a_packet_goes_back_and_the_next_one_is_taken() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[44, 10, 144, 44, 144]);
+        let mut room = Room::default();
+        ring.reserve(&memory, 150, 8, &mut room);
+        assert_eq!((room.slots().len(), used_index(&memory, &ring)), (1, 2));
+        ring.settle(&memory, &room, std::iter::once(([1; HEADER], &[][..])));
+        ring.reserve(&memory, 150, 8, &mut room);
+        assert_eq!((room.slots().len(), used_index(&memory, &ring)), (1, 4));
+    }
+
+    #[test]
+    fn a_ring_that_lies_about_its_entries_is_left_alone_until_it_is_started_again() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[144]);
+        set_available_index(&memory, &ring, SIZE + 1);
+        assert!(ring.pop(&memory).is_none());
+        assert!(!ring.is_running());
+        assert!(!ring.listen(&memory), "it must not keep the device busy");
+        set_available_index(&memory, &ring, 1);
+        assert!(ring.pop(&memory).is_none());
+        ring.start();
+        assert!(ring.pop(&memory).is_some());
+    }
+
+    #[test]
+    fn a_chain_outside_of_the_table_breaks_the_ring() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[144]);
+        memory.write_obj(SIZE.to_le(), GuestAddress(ring.queue.avail_ring() + 4)).unwrap();
+        assert!(ring.pop(&memory).is_none());
+        assert!(!ring.is_running());
+    }
+
+    #[test]
+    fn a_guest_is_interrupted_when_it_wants_to_be_and_buffers_were_given_back() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[144, 144]);
+        ring.queue.set_event_idx(true);
+        let file = tempfile::tempfile().unwrap();
+        ring.call = Some(file.try_clone().unwrap());
+        let interrupts = || file.metadata().unwrap().len() / 8;
+        let wanted_at = GuestAddress(ring.queue.avail_ring() + 4 + u64::from(SIZE) * 2);
+
+        ring.notify(&memory);
+        assert_eq!(interrupts(), 0, "nothing was given back");
+        memory.write_obj(5u16.to_le(), wanted_at).unwrap();
+        ring.give_back(&memory, 0, 0);
+        ring.notify(&memory);
+        assert_eq!(interrupts(), 0, "the guest does not want to know yet");
+        memory.write_obj(1u16.to_le(), wanted_at).unwrap();
+        ring.give_back(&memory, 1, 0);
+        ring.notify(&memory);
+        ring.notify(&memory);
+        assert_eq!(interrupts(), 1);
     }
 }

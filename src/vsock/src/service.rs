@@ -85,7 +85,9 @@ impl Service {
                 self.empty_transmit_ring();
                 match self.messages.handle_request() {
                     Ok(()) => {}
-                    Err(VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_)) => {
+                    Err(
+                        VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
+                    ) => {
                         break Ok(());
                     }
                     Err(error) => break Err(ServeError::Frontend(error)),
@@ -186,7 +188,10 @@ impl Service {
         while self.switch.connections() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                tracing::warn!(connections = self.switch.connections(), "nobody reads what the guest had sent");
+                tracing::warn!(
+                    connections = self.switch.connections(),
+                    "nobody reads what the guest had sent"
+                );
                 break;
             }
             let timeout = EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO);

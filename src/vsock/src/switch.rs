@@ -95,10 +95,8 @@ impl Switch {
         listeners: Vec<(u32, UnixListener)>,
         dials: HashMap<u32, PathBuf>,
     ) -> Self {
-        let listening = listeners
-            .into_iter()
-            .map(|(port, socket)| Listening { socket, port, watched: false })
-            .collect();
+        let listening =
+            listeners.into_iter().map(|(port, socket)| Listening { socket, port, watched: false }).collect();
         Self {
             guest_cid,
             epoll,
@@ -438,8 +436,7 @@ impl Switch {
     fn insert(&mut self, ports: Ports, connection: Connection, host: HostEnd) {
         let entry = self.table.insert(ports, connection, host);
         let token = entry.token;
-        let edges =
-            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         if let Err(error) = self.epoll.add(entry.host.fd(), EpollEvent::new(edges, token.to_bits())) {
             tracing::warn!(%error, "a connection cannot be watched");
             entry.connection.host_failed();

@@ -155,10 +155,10 @@ impl Table {
 
     /// The turn could not be taken: it comes first again.
     pub(crate) fn return_turn(&mut self, token: Token) {
-        if let Some(entry) = self.get(token) {
-            if !std::mem::replace(&mut entry.queued, true) {
-                self.turns.push_front(token.index);
-            }
+        if let Some(entry) = self.get(token)
+            && !std::mem::replace(&mut entry.queued, true)
+        {
+            self.turns.push_front(token.index);
         }
     }
 }

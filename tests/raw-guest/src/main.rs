@@ -12,8 +12,8 @@ use boxlite_raw_guest::{Checksum, Command, PORT, Pattern, READY_PORT};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, shutdown,
-    socket,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen,
+    shutdown, socket,
 };
 
 const HOST: u32 = 2;

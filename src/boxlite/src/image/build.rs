@@ -114,7 +114,7 @@ impl Build {
             left: limits.bytes.saturating_sub(self.bytes),
             total: limits.bytes,
             ratio: limits.ratio,
-            ratio_from: Limits::RATIO_FROM,
+            ratio_from: limits.ratio_from,
         };
         let compressed = AtomicU64::new(0);
         let totals = std::thread::scope(|scope| {

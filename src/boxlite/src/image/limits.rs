@@ -10,8 +10,10 @@ pub struct Limits {
     pub entries: u64,
     /// Uncompressed bytes of all layers together.
     pub bytes: u64,
-    /// Uncompressed bytes for each compressed byte of a layer, once more than [`Limits::RATIO_FROM`] came out of it.
+    /// Uncompressed bytes for each compressed byte of a layer.
     pub ratio: u64,
+    /// Uncompressed bytes of a layer up to which it may be compressed as well as it likes.
+    pub ratio_from: u64,
     /// Bytes of an entry's whole path, and of a link's target.
     pub path: usize,
     /// Folders in an entry's path.
@@ -24,11 +26,6 @@ pub struct Limits {
     pub members: usize,
 }
 
-impl Limits {
-    /// A layer smaller than this may be compressed as well as it likes.
-    pub const RATIO_FROM: u64 = 64 << 20;
-}
-
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -36,6 +33,7 @@ impl Default for Limits {
             entries: 2_000_000,
             bytes: 64 << 30,
             ratio: 200,
+            ratio_from: 64 << 20,
             path: 4095,
             depth: 256,
             xattrs: 64 << 10,

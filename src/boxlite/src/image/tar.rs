@@ -69,7 +69,7 @@ pub(super) struct Entry {
     pub(super) mode: u16,
     pub(super) uid: u64,
     pub(super) gid: u64,
-    /// Bytes of contents; 0 unless a file.
+    /// Bytes of contents that follow.
     pub(super) size: u64,
     pub(super) mtime: i64,
     pub(super) mtime_ns: u32,
@@ -298,7 +298,7 @@ impl Header<'_> {
         let target = extended.long_target.or(extended.target);
         let kind = match block[156] {
             // Before directories had a kind of their own, they were files with a slash at the end.
-            b'0' | 0 if path.ends_with(b"/") => Kind::Dir,
+            0 if path.ends_with(b"/") => Kind::Dir,
             b'0' | 0 | b'7' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
@@ -308,9 +308,9 @@ impl Header<'_> {
             b'6' => Kind::Fifo,
             kind => return Err(TarError::Kind { at: self.at, kind }),
         };
-        let size = match (kind, extended.size) {
+        let size = match (block[156], extended.size) {
             // Some programs give hard links the size of their file, but no contents follow.
-            (kind, _) if kind != Kind::File => 0,
+            (b'1'..=b'6', _) => 0,
             (_, Some(size)) => self.checked_size(size)?,
             (_, None) => self.size()?,
         };

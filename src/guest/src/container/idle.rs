@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 /// Waits for a request to end. Does not return.
 pub fn run() -> ! {
     // A name is for people; without it nothing else changes.
-    drop(prctl::set_name(c"idle"));
+    let _ = prctl::set_name(c"idle");
     let mut wanted = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGCHLD] {
         wanted.add(signal);

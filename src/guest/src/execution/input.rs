@@ -1,11 +1,11 @@
 //! The standard input of one execution.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 
-use super::pump::Descriptor;
 use super::terminal;
 
 /// Where input goes.
@@ -14,11 +14,11 @@ pub enum Input {
     /// There is none, or it was closed.
     Closed,
     /// A pipe: closing it is its end.
-    Pipe(Arc<AsyncFd<Descriptor>>),
+    Pipe(Arc<AsyncFd<OwnedFd>>),
     /// A terminal: its end is a character.
     Terminal {
         /// The controlling side.
-        master: Arc<AsyncFd<Descriptor>>,
+        master: Arc<AsyncFd<OwnedFd>>,
         /// The last byte written ended a line.
         at_line_start: bool,
     },
@@ -51,7 +51,7 @@ impl Input {
     }
 }
 
-async fn write_all(target: &AsyncFd<Descriptor>, data: &[u8]) -> usize {
+async fn write_all(target: &AsyncFd<OwnedFd>, data: &[u8]) -> usize {
     let mut written = 0;
     while written < data.len() {
         let Ok(mut ready) = target.writable().await else { return written };
@@ -72,7 +72,7 @@ mod tests {
 
     fn pipe() -> (File, Input) {
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-        (File::from(reader), Input::Pipe(Descriptor::watch(writer).unwrap()))
+        (File::from(reader), Input::Pipe(Arc::new(crate::descriptor::watch(writer).unwrap())))
     }
 
     #[tokio::test]

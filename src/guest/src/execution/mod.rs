@@ -17,6 +17,7 @@ pub mod start;
 pub mod table;
 pub mod terminal;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ use tokio::sync::{oneshot, watch};
 
 use self::input::Input;
 use self::output::Output;
-use self::pump::Descriptor;
 use crate::process::cgroup::Cgroup;
 use crate::process::reaper::Ended;
 
@@ -49,7 +49,7 @@ pub struct Execution {
     /// nothing else needs it.
     pub input: tokio::sync::Mutex<Input>,
     /// The controlling side of its terminal.
-    pub terminal: Option<Arc<AsyncFd<Descriptor>>>,
+    pub terminal: Option<Arc<AsyncFd<OwnedFd>>>,
     /// The cgroup that it and its descendants are in.
     pub cgroup: Option<Arc<Cgroup>>,
     /// How it ended; `None` as long as it has not.

@@ -207,7 +207,7 @@ impl Reader {
                     Stream::Stdout => StreamKind::Stdout,
                     Stream::Stderr => StreamKind::Stderr,
                 };
-                return Some((stream, Message { stream: kind.into(), offset, data }));
+                return Some((stream, Message { stream: kind.into(), offset, data: data.into() }));
             }
         }
         None

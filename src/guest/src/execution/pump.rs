@@ -1,8 +1,7 @@
 //! From a pipe or a terminal into the output.
 
 use std::cell::RefCell;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use boxlite_portal::limits;
@@ -16,45 +15,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; limits::CHUNK]);
 }
 
-/// A descriptor that can be shared between a pump and a writer, as a terminal is.
-#[derive(Clone, Debug)]
-pub struct Descriptor(Arc<OwnedFd>);
-
-impl Descriptor {
-    /// Makes it non-blocking.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL)?;
-        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-        Ok(Self(Arc::new(fd)))
-    }
-
-    /// Registers it with the runtime.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn watch(fd: OwnedFd) -> io::Result<Arc<AsyncFd<Self>>> {
-        Ok(Arc::new(AsyncFd::new(Self::new(fd)?)?))
-    }
-}
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// Moves everything into the stream, then closes the stream.
-pub async fn run(source: Arc<AsyncFd<Descriptor>>, output: Arc<Output>, stream: Stream) {
+pub async fn run(source: Arc<AsyncFd<OwnedFd>>, output: Arc<Output>, stream: Stream) {
     loop {
         let room = output.room(stream).await.min(limits::CHUNK);
         let Ok(mut ready) = source.readable().await else { break };

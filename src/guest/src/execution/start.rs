@@ -18,9 +18,10 @@ use tokio::sync::{oneshot, watch};
 use super::Execution;
 use super::input::Input;
 use super::output::{Output, Stream};
-use super::pump::{self, Descriptor};
+use super::pump;
 use super::terminal;
 use crate::container::launch;
+use crate::descriptor::watch;
 use crate::process::cgroup::Cgroup;
 use crate::process::child::{Failed, Step};
 use crate::process::client::{self, SpawnError, Spawned, SpawnerClient};
@@ -121,8 +122,8 @@ pub async fn start(
 struct Stdio {
     child: [OwnedFd; 3],
     input: Input,
-    sources: Vec<(Arc<AsyncFd<Descriptor>>, Stream)>,
-    terminal: Option<Arc<AsyncFd<Descriptor>>>,
+    sources: Vec<(Arc<AsyncFd<OwnedFd>>, Stream)>,
+    terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
 impl Stdio {
@@ -138,7 +139,7 @@ impl Stdio {
 
     fn terminal(stdin: bool, size: libc::winsize, order: &Order, first: Pid) -> io::Result<Self> {
         let terminal::Terminal { master, slave } = terminal::open(first, (order.uid, order.gid), size)?;
-        let master = Descriptor::watch(master)?;
+        let master = Arc::new(watch(master)?);
         let child = [slave.try_clone()?, slave.try_clone()?, slave];
         let input = if stdin {
             Input::Terminal { master: Arc::clone(&master), at_line_start: true }
@@ -162,7 +163,7 @@ impl Stdio {
         };
         let (stdin, input) = if stdin {
             let (reader, writer) = pipe()?;
-            (reader, Input::Pipe(Descriptor::watch(writer)?))
+            (reader, Input::Pipe(Arc::new(watch(writer)?)))
         } else {
             let null = nix::fcntl::open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
             (null, Input::Closed)
@@ -170,8 +171,8 @@ impl Stdio {
         let (out_reader, stdout) = pipe()?;
         let (err_reader, stderr) = pipe()?;
         let sources = vec![
-            (Descriptor::watch(out_reader)?, Stream::Stdout),
-            (Descriptor::watch(err_reader)?, Stream::Stderr),
+            (Arc::new(watch(out_reader)?), Stream::Stdout),
+            (Arc::new(watch(err_reader)?), Stream::Stderr),
         ];
         Ok(Self { child: [stdin, stdout, stderr], input, sources, terminal: None })
     }
@@ -192,7 +193,7 @@ enum Status {
 const STATUS: usize = 9;
 
 async fn read_status(pipe: OwnedFd) -> io::Result<Status> {
-    let pipe = AsyncFd::new(Descriptor::new(pipe)?)?;
+    let pipe = watch(pipe)?;
     let mut said = Vec::with_capacity(STATUS + 1);
     while said.len() <= STATUS {
         let mut ready = pipe.readable().await?;

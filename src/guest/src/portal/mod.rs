@@ -103,7 +103,8 @@ async fn greet(socket: &mut Socket) -> Result<(), hello::HelloError> {
     let received = hello::receive(socket).await;
     // A peer of another version is told which one this is, so that it can say who is to be updated.
     if matches!(received, Ok(_) | Err(hello::HelloError::Incompatible { .. })) {
-        let answer = hello::send(socket, &Hello::new(BUILD));
+        let own = Hello::new(BUILD);
+        let answer = hello::send(socket, &own);
         tokio::time::timeout(limits::HELLO_TIMEOUT, answer).await.map_err(|_| hello::HelloError::Timeout)??;
     }
     received.map(drop)

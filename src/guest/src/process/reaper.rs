@@ -135,7 +135,7 @@ impl Table {
             && let Some(sender) = self.claimed.remove(&pid)
         {
             // Nobody may be waiting any more; the child is reaped all the same.
-            drop(sender.send(ended));
+            let _ = sender.send(ended);
         }
     }
 }

@@ -219,8 +219,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_was_asked_for_is_never_replaced_by_another() {
-        let error =
-            choose(EngineChoice::Krun, &host(Err(NoKvm::NoCpuFlag), &with_qemu())).err().unwrap();
+        let error = choose(EngineChoice::Krun, &host(Err(NoKvm::NoCpuFlag), &with_qemu())).err().unwrap();
         assert_eq!(error.to_string(), "the engine krun does not work on this host");
         assert_eq!(error.causes.len(), 1);
         assert!(error.hint().is_some());

@@ -42,9 +42,12 @@ impl NoKvm {
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Missing => {
-                "enable virtualization in the firmware, or nested virtualization on the host of this machine".into()
+                "enable virtualization in the firmware, or nested virtualization on the host of this machine"
+                    .into()
             }
-            Self::Denied => "add the user to the group kvm: `sudo usermod -aG kvm $USER`, then log in again".into(),
+            Self::Denied => {
+                "add the user to the group kvm: `sudo usermod -aG kvm $USER`, then log in again".into()
+            }
             Self::NoCpuFlag => format!(
                 "enable nested virtualization on the host of this machine; {}=1 skips this check",
                 crate::environment::ASSUME_KVM
@@ -56,11 +59,12 @@ impl NoKvm {
 
 /// Whether a guest would run. `assume` skips the look at the CPU's flags.
 pub(crate) fn probe(assume: bool) -> Result<(), NoKvm> {
-    let device = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => NoKvm::Missing,
-        io::ErrorKind::PermissionDenied => NoKvm::Denied,
-        _ => NoKvm::Broken(error.to_string()),
-    })?;
+    let device =
+        OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => NoKvm::Missing,
+            io::ErrorKind::PermissionDenied => NoKvm::Denied,
+            _ => NoKvm::Broken(error.to_string()),
+        })?;
     // The flag before the machine: making one takes milliseconds.
     if !assume && cfg!(target_arch = "x86_64") && !cpu_has_virtualization() {
         return Err(NoKvm::NoCpuFlag);

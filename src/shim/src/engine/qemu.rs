@@ -46,7 +46,8 @@ impl Engine for Qemu {
     fn run(&self, vm: &VmSpec, capabilities: &Capabilities) -> Result<Infallible, RunError> {
         let measurement = (!capabilities.accelerated).then(Measurement::start);
         let program = capabilities.program.clone();
-        let program = program.ok_or_else(|| RunError::Unsupported(format!("nobody has looked for {PROGRAM}")))?;
+        let program =
+            program.ok_or_else(|| RunError::Unsupported(format!("nobody has looked for {PROGRAM}")))?;
         let vsock = Vsock::start(vm)?;
         let accelerator = match measurement {
             None => Accelerator::Kvm,

@@ -126,7 +126,8 @@ impl Line {
 
     /// A device in the next slot.
     fn device(&mut self, device: impl AsRef<str>) -> Result<(), RunError> {
-        let slot = self.slots.next().ok_or_else(|| RunError::Unsupported("there are too many devices".into()))?;
+        let slot =
+            self.slots.next().ok_or_else(|| RunError::Unsupported("there are too many devices".into()))?;
         self.option("-device", format!("{},bus=virtio-mmio-bus.{slot}", device.as_ref()));
         Ok(())
     }
@@ -226,10 +227,22 @@ mod tests {
     #[test]
     fn each_disk_has_its_format_and_is_as_writable_as_asked() {
         let line = line(&machine(), SOFTWARE);
-        assert!(line.contains("driver=file,node-name=file1,read-only=on,discard=ignore,filename=/b "), "{line}");
-        assert!(line.contains("driver=raw,node-name=disk1,file=file1,read-only=on,discard=ignore "), "{line}");
-        assert!(line.contains("driver=file,node-name=file2,read-only=off,discard=unmap,filename=/c "), "{line}");
-        assert!(line.contains("driver=qcow2,node-name=disk2,file=file2,read-only=off,discard=unmap "), "{line}");
+        assert!(
+            line.contains("driver=file,node-name=file1,read-only=on,discard=ignore,filename=/b "),
+            "{line}"
+        );
+        assert!(
+            line.contains("driver=raw,node-name=disk1,file=file1,read-only=on,discard=ignore "),
+            "{line}"
+        );
+        assert!(
+            line.contains("driver=file,node-name=file2,read-only=off,discard=unmap,filename=/c "),
+            "{line}"
+        );
+        assert!(
+            line.contains("driver=qcow2,node-name=disk2,file=file2,read-only=off,discard=unmap "),
+            "{line}"
+        );
     }
 
     #[test]

@@ -29,7 +29,9 @@ const BUILD: &str = concat!("boxlite-shim ", env!("CARGO_PKG_VERSION"));
 
 /// Connects to the agent and has it make and start the container. The deadline is the machine's.
 pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result<Portal, Failure> {
-    let unreachable = |error: &dyn std::error::Error| failure(FailureKind::Boot, "cannot reach the agent in the box", text::chain(error));
+    let unreachable = |error: &dyn std::error::Error| {
+        failure(FailureKind::Boot, "cannot reach the agent in the box", text::chain(error))
+    };
     let socket = SocketPath::new(&files.portal_socket()).map_err(|error| unreachable(&error))?;
     let portal = Portal::connect(socket.path(), BUILD, CONNECT).await.map_err(|error| unreachable(&error))?;
 
@@ -40,7 +42,8 @@ pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result
         writable_device: WRITABLE_DEVICE.to_owned(),
     };
     let init = portal.guest().init(machine).await;
-    let kernel = init.map_err(|status| refused(FailureKind::Boot, "the guest cannot prepare its disks", &status))?;
+    let kernel =
+        init.map_err(|status| refused(FailureKind::Boot, "the guest cannot prepare its disks", &status))?;
     tracing::info!(kernel = text::escape(kernel.into_inner().kernel.as_bytes(), 64), "the guest is prepared");
 
     let init = portal.container().init(container_request(container)).await;
@@ -52,7 +55,11 @@ pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result
     match start.outcome {
         Some(v1::container_start_response::Outcome::Started(_)) => Ok(portal),
         Some(v1::container_start_response::Outcome::Failure(why)) => Err(not_started(&why)),
-        None => Err(failure(FailureKind::Container, "the agent does not say whether the container runs", Vec::new())),
+        None => Err(failure(
+            FailureKind::Container,
+            "the agent does not say whether the container runs",
+            Vec::new(),
+        )),
     }
 }
 
@@ -60,7 +67,8 @@ pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result
 pub(super) async fn wait_for_main(portal: &Portal) -> Result<Exit, Vec<String>> {
     let wait = v1::WaitRequest { execution_id: MAIN.to_owned() };
     let answer = portal.execution().wait(wait).await.map_err(|status| words(&status))?;
-    exit(answer.into_inner().exit).ok_or_else(|| vec!["the agent does not say how the main command ended".to_owned()])
+    exit(answer.into_inner().exit)
+        .ok_or_else(|| vec!["the agent does not say how the main command ended".to_owned()])
 }
 
 /// Has the agent end the box. Says how the main command ended.
@@ -70,7 +78,8 @@ pub(super) async fn shut_down(
     grace: Duration,
     discard: bool,
 ) -> Result<Option<Exit>, Vec<String>> {
-    let request = v1::ShutdownRequest { signal, grace_millis: millis(grace), drain_millis: millis(DRAIN), discard };
+    let request =
+        v1::ShutdownRequest { signal, grace_millis: millis(grace), drain_millis: millis(DRAIN), discard };
     let answer = portal.guest().shutdown(request).await.map_err(|status| words(&status))?;
     Ok(exit(answer.into_inner().main))
 }
@@ -118,7 +127,9 @@ fn not_started(why: &v1::StartFailure) -> Failure {
     let kind = match why.kind() {
         Kind::NotFound => FailureKind::CommandNotFound,
         Kind::NotExecutable => FailureKind::CommandNotExecutable,
-        Kind::Unspecified | Kind::BadWorkingDirectory | Kind::UnknownUser | Kind::Other => FailureKind::Container,
+        Kind::Unspecified | Kind::BadWorkingDirectory | Kind::UnknownUser | Kind::Other => {
+            FailureKind::Container
+        }
     };
     failure(kind, "the main command did not start", vec![text::escape(why.message.as_bytes(), MESSAGE)])
 }
@@ -154,9 +165,11 @@ mod tests {
 
     #[test]
     fn an_exit_that_no_process_can_have_is_made_one() {
-        let code = |code| exit(Some(v1::Exit { status: Some(v1::exit::Status::Code(code)), ..Default::default() }));
-        let signal =
-            |signal| exit(Some(v1::Exit { status: Some(v1::exit::Status::Signal(signal)), ..Default::default() }));
+        let code =
+            |code| exit(Some(v1::Exit { status: Some(v1::exit::Status::Code(code)), ..Default::default() }));
+        let signal = |signal| {
+            exit(Some(v1::Exit { status: Some(v1::exit::Status::Signal(signal)), ..Default::default() }))
+        };
         assert_eq!(code(3), Some(Exit::Code(3)));
         assert_eq!(code(-1), Some(Exit::Code(0)));
         assert_eq!(code(i32::MAX), Some(Exit::Code(255)));
@@ -167,7 +180,8 @@ mod tests {
 
     #[test]
     fn each_way_not_to_start_has_its_kind() {
-        let kind = |kind: Kind| not_started(&v1::StartFailure { kind: kind.into(), ..Default::default() }).kind;
+        let kind =
+            |kind: Kind| not_started(&v1::StartFailure { kind: kind.into(), ..Default::default() }).kind;
         assert_eq!(kind(Kind::NotFound), FailureKind::CommandNotFound);
         assert_eq!(kind(Kind::NotExecutable), FailureKind::CommandNotExecutable);
         assert_eq!(kind(Kind::UnknownUser), FailureKind::Container);
@@ -186,7 +200,11 @@ mod tests {
 
     #[test]
     fn arguments_stay_the_bytes_that_they_are() {
-        let spec = ProcessSpec { args: vec!["a b".into(), "ü".into()], terminal: Some((24, 80)), ..Default::default() };
+        let spec = ProcessSpec {
+            args: vec!["a b".into(), "ü".into()],
+            terminal: Some((24, 80)),
+            ..Default::default()
+        };
         let sent = process(&spec);
         assert_eq!(sent.args, [b"a b".to_vec(), "ü".as_bytes().to_vec()]);
         assert_eq!(sent.terminal, Some(v1::TerminalSize { rows: 24, columns: 80 }));

@@ -40,7 +40,8 @@ impl Tail {
     pub(super) fn lines(&self) -> Vec<String> {
         let tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = tail.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-        let lines: Vec<_> = lines.filter(|line| !line.is_empty()).map(|line| text::escape(line, TAIL_LINE)).collect();
+        let lines: Vec<_> =
+            lines.filter(|line| !line.is_empty()).map(|line| text::escape(line, TAIL_LINE)).collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
     }
 }
@@ -160,7 +161,9 @@ mod tests {
         nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let tail = Tail::default();
         let task = tokio::spawn(record(read, "/nonexistent/console.log".into(), tail.clone()));
-        tokio::task::spawn_blocking(move || File::from(write).write_all(&vec![b'\n'; 3 << 20]).unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || File::from(write).write_all(&vec![b'\n'; 3 << 20]).unwrap())
+            .await
+            .unwrap();
         task.await.unwrap();
     }
 

@@ -130,9 +130,9 @@ fn refused(message: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use super::publish::Publisher;
     use super::*;
     use boxlite_control::{BoxFiles, State};
-    use super::publish::Publisher;
 
     const STOPPED: State = State::Stopped { exit: None, ended_unix_nanos: 1 };
 

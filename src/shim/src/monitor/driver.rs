@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use boxlite_control::{EngineChoice, ErrorRecord, FailureKind, MonitorConfig, BoxFiles, State};
+use boxlite_control::{BoxFiles, EngineChoice, ErrorRecord, FailureKind, MonitorConfig, State};
 use boxlite_portal::client::Portal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -32,8 +32,10 @@ impl Driver<'_> {
     /// Drives the box to its end. All processes of the machine have ended then.
     pub(super) async fn run(mut self) -> Verdict {
         let start = Instant::now();
-        let mut machine = Machine::new(Duration::ZERO, Duration::from_millis(self.config.boot_timeout_millis));
-        let mut calls = Calls { portal: Arc::default(), running: JoinSet::new(), events: self.sender.clone() };
+        let mut machine =
+            Machine::new(Duration::ZERO, Duration::from_millis(self.config.boot_timeout_millis));
+        let mut calls =
+            Calls { portal: Arc::default(), running: JoinSet::new(), events: self.sender.clone() };
         loop {
             let deadline = machine.deadline();
             let event = tokio::select! {

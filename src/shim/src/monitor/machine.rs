@@ -135,9 +135,9 @@ impl Machine {
     /// When [`Event::Deadline`] is due.
     pub(super) fn deadline(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Booting { deadline, .. } | Phase::Starting { deadline } | Phase::Killing { deadline, .. } => {
-                Some(*deadline)
-            }
+            Phase::Booting { deadline, .. }
+            | Phase::Starting { deadline }
+            | Phase::Killing { deadline, .. } => Some(*deadline),
             Phase::Ending { kill_main_at, give_up_at, .. } => Some(kill_main_at.unwrap_or(*give_up_at)),
             Phase::Running | Phase::Ended => None,
         }
@@ -252,7 +252,8 @@ fn ending(
         }
         // A second stop shortens the grace of the first and never lengthens it.
         Event::Stop { signal, grace } if kill_main_at.is_some() => {
-            let (kill_sooner_at, give_up_sooner_at) = times(now, if signal == 0 { Duration::ZERO } else { grace });
+            let (kill_sooner_at, give_up_sooner_at) =
+                times(now, if signal == 0 { Duration::ZERO } else { grace });
             let phase = Phase::Ending {
                 exit,
                 kill_main_at: kill_main_at.map(|at| at.min(kill_sooner_at)),

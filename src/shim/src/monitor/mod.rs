@@ -35,8 +35,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_control::{
-    BoxFiles, Direction, ErrorRecord, FailureKind, MonitorConfig, State, StatusUpdate, VERSION, VmmConfig, VsockPort,
-    frame,
+    BoxFiles, Direction, ErrorRecord, FailureKind, MonitorConfig, State, StatusUpdate, VERSION, VmmConfig,
+    VsockPort, frame,
 };
 use boxlite_portal::ports;
 use libkrun_sys::firmware::{self, FirmwareError};
@@ -190,7 +190,13 @@ async fn send_last(mut write: OwnedWriteHalf, update: StatusUpdate) {
 }
 
 /// Runs a box whose lock is held, to its end and its removal.
-async fn own(config: &MonitorConfig, files: &BoxFiles, lock: Lock, read: OwnedReadHalf, mut write: OwnedWriteHalf) {
+async fn own(
+    config: &MonitorConfig,
+    files: &BoxFiles,
+    lock: Lock,
+    read: OwnedReadHalf,
+    mut write: OwnedWriteHalf,
+) {
     let (sender, events) = mpsc::channel(EVENTS);
     let mut listeners = JoinSet::new();
     let (publisher, control) = match Sockets::listen(files) {
@@ -285,7 +291,11 @@ async fn run(
 }
 
 /// Turns the end of the lifeline, and SIGTERM, into stops. Lasts as long as the returned value.
-fn watch_for_ends(config: &MonitorConfig, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) -> JoinSet<()> {
+fn watch_for_ends(
+    config: &MonitorConfig,
+    mut read: OwnedReadHalf,
+    events: mpsc::Sender<Event>,
+) -> JoinSet<()> {
     let grace = Duration::from_millis(config.stop_grace_millis);
     let stop = move || Event::Stop { signal: if grace.is_zero() { 0 } else { SIGTERM }, grace };
     let mut watchers = JoinSet::new();

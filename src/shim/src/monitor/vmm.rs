@@ -45,7 +45,8 @@ impl Vmm {
         let (ours, theirs) = UnixStream::pair()?;
         let (console, output) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
         // The other end stays as it is: the VMM may write to its console as to any pipe.
-        nix::fcntl::fcntl(&console, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
+        nix::fcntl::fcntl(&console, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(io::Error::from)?;
         // Nobody reads yet, so this must not wait: a configuration that does not fit into the socket's buffer is an error.
         ours.set_nonblocking(true)?;
         (&ours).write_all(&frame::encode(config)?)?;
