@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use boxlite_portal::v1::{ProcessSpec, StartFailure};
 use boxlite_portal::MAIN;
+use boxlite_portal::v1::{ProcessSpec, StartFailure};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -188,7 +188,11 @@ impl Agent {
     }
 
     /// Ends a claimed preparation: after a failure the machine is as fresh as before.
-    pub fn machine_prepared(&self, hostname: String, disks: Result<Disks, DiskError>) -> Result<(), DiskError> {
+    pub fn machine_prepared(
+        &self,
+        hostname: String,
+        disks: Result<Disks, DiskError>,
+    ) -> Result<(), DiskError> {
         let (next, result) = match disks {
             Ok(disks) => (Machine::Ready { hostname, disks }, Ok(())),
             Err(error) => (Machine::Fresh, Err(error)),
@@ -224,7 +228,9 @@ impl Agent {
                 *container = Container::Creating;
                 Ok((hostname, root))
             }
-            Container::Creating | Container::Created(_) | Container::Started(_) => Err(OutOfOrder::ContainerCreated),
+            Container::Creating | Container::Created(_) | Container::Started(_) => {
+                Err(OutOfOrder::ContainerCreated)
+            }
             Container::Broken => Err(OutOfOrder::ShuttingDown),
         })
     }

@@ -85,7 +85,8 @@ impl Disks {
         mount(Some(image), &lower, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>)
             .map_err(|errno| step("mount the image", image)(errno.into()))?;
         mounted.0.push(lower.clone());
-        mount_writable(writable, &layer).map_err(|errno| step("mount the writable layer", writable)(errno.into()))?;
+        mount_writable(writable, &layer)
+            .map_err(|errno| step("mount the writable layer", writable)(errno.into()))?;
         mounted.0.push(layer.clone());
         grow(writable, &layer).map_err(step("grow the writable layer", writable))?;
 

@@ -17,7 +17,9 @@ fn main() {
     // First of all, so that nothing can fail without a word.
     std::panic::set_hook(Box::new(panicked));
     if std::process::id() != 1 {
-        console::line(format_args!("this is the first process of a box's virtual machine, and runs nowhere else"));
+        console::line(format_args!(
+            "this is the first process of a box's virtual machine, and runs nowhere else"
+        ));
         return;
     }
     if let Err(error) = run() {

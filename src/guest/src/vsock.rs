@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 use boxlite_portal::ports;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen, send,
-    sendmsg, shutdown, socket,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, VsockAddr, bind, connect, getpeername,
+    listen, send, sendmsg, shutdown, socket,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -171,7 +171,12 @@ impl Listener {
 fn accept(fd: i32) -> nix::Result<OwnedFd> {
     // SAFETY: null pointers say that the peer's address is not asked for.
     let accepted = unsafe {
-        libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+        libc::accept4(
+            fd,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+        )
     };
     // SAFETY: the kernel has just opened it for us.
     Errno::result(accepted).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })

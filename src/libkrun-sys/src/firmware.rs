@@ -6,7 +6,7 @@
 //! ```text
 //!   offset  content
 //!   0       ELF header; its entry is the kernel's 64-bit entry, where libkrun starts
-//!   64      PT_LOAD: the image, and zeroes behind it for the kernel's .bss
+//!   64      PT_LOAD: the image. The kernel clears the memory behind it, which is its .bss, by itself
 //!   120     PT_NOTE
 //!   176     the note "Xen" 18: the 32-bit PVH entry, where QEMU starts. It is the image's first byte
 //!   4096    the image
@@ -36,8 +36,6 @@ pub const FILE_NAME: &str = "libkrunfw.so.5";
 /// Raised when [`kernel`] writes a different file from the same library.
 const LAYOUT: u32 = 1;
 const IMAGE_OFFSET: usize = 4096;
-/// Room for the kernel's .bss, which the raw image does not tell the size of.
-const ROOM_FOR_BSS: u64 = 16 << 20;
 const LARGEST_IMAGE: usize = 256 << 20;
 
 /// Why there is no kernel.
@@ -228,15 +226,7 @@ impl Image<'_> {
                 }
             };
         let size = self.bytes.len() as u64;
-        segment(
-            PT_LOAD,
-            7,
-            IMAGE_OFFSET as u64,
-            self.load_address,
-            size,
-            size + ROOM_FOR_BSS,
-            IMAGE_OFFSET as u64,
-        );
+        segment(PT_LOAD, 7, IMAGE_OFFSET as u64, self.load_address, size, size, IMAGE_OFFSET as u64);
         segment(PT_NOTE, 4, NOTE, 0, note.len() as u64, note.len() as u64, 4);
         out.extend_from_slice(&note);
         out.resize(IMAGE_OFFSET, 0);
@@ -294,7 +284,7 @@ impl Library {
         if start.is_null() || size == 0 || size > LARGEST_IMAGE {
             return Err(self.unusable(format!("its kernel has {size} bytes")));
         }
-        let end = load_address.saturating_add(size as u64).saturating_add(ROOM_FOR_BSS);
+        let end = load_address.saturating_add(size as u64);
         if end > u64::from(u32::MAX) || !(load_address..end).contains(&entry) {
             return Err(
                 self.unusable(format!("its kernel starts at {entry:#x}, loaded at {load_address:#x}"))
@@ -343,7 +333,7 @@ mod tests {
         let header = image.header();
         assert_eq!(header.len(), IMAGE_OFFSET);
         assert_eq!(words(&header, 24, 2), [0x100_0123, 64]);
-        assert_eq!(words(&header, 64 + 8, 6), [4096, 0x100_0000, 0x100_0000, 100, 100 + (16 << 20), 4096]);
+        assert_eq!(words(&header, 64 + 8, 6), [4096, 0x100_0000, 0x100_0000, 100, 100, 4096]);
         assert_eq!(words(&header, 120 + 8, 5), [176, 0, 0, 20, 20]);
         assert_eq!(&header[176..196], b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\0\x01");
     }

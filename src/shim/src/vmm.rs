@@ -1,12 +1,15 @@
 //! The VMM role: one machine, in a process that ends with it.
 //!
 //! ```text
-//!   standard input   a frame with the VmmConfig; its end ends this process at once
+//!   standard input   a socket. In: a frame with the VmmConfig; its end ends this process at once.
+//!                    Out: when the machine could not be run, a frame with the reasons, a list of strings
 //!   standard output  the guest's console
 //!   standard error   the log
 //! ```
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::thread;
 
@@ -39,6 +42,9 @@ pub(crate) fn main() -> ExitCode {
         Err(VmmError::Run(RunError::Ended { status, .. })) if status.success() => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = text::line(&error), "the VMM ends");
+            if let Err(error) = say_why(&error) {
+                tracing::debug!(%error, "nobody on standard input wants to know why");
+            }
             ExitCode::FAILURE
         }
         Ok(never) => match never {},
@@ -53,6 +59,13 @@ fn run() -> Result<std::convert::Infallible, VmmError> {
     let engine = engine::by_name(engine).ok_or(VmmError::NoEngine)?;
     tracing::info!(engine = engine::name(engine.choice()), accelerated, "the machine starts");
     Ok(engine.run(&vm, &Capabilities { accelerated, program })?)
+}
+
+/// Tells the monitor. The little that this is fits into the socket, on which nothing was sent before.
+fn say_why(error: &VmmError) -> io::Result<()> {
+    let monitor = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let reasons = frame::encode(&text::chain(error)).map_err(io::Error::other)?;
+    (&monitor).write_all(&reasons)
 }
 
 fn read_config(input: &mut impl Read) -> Result<VmmConfig, VmmError> {

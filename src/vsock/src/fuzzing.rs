@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
@@ -83,20 +84,27 @@ impl Input<'_> {
     }
 }
 
-/// Sockets of the host that all runs of a process share.
-fn sockets() -> &'static (PathBuf, UnixListener, PathBuf, UnixListener) {
-    static SOCKETS: OnceLock<(PathBuf, UnixListener, PathBuf, UnixListener)> = OnceLock::new();
-    SOCKETS.get_or_init(|| {
-        let socket = |name: &str| {
-            let path = std::env::temp_dir().join(format!("vsock-fuzz-{}-{name}", std::process::id()));
-            let listener = UnixListener::bind(&path).expect("a socket");
-            listener.set_nonblocking(true).expect("a socket");
-            (path, listener)
-        };
-        let (dialed, on_dialed) = socket("dialed");
-        let (listened, on_listened) = socket("listened");
-        (dialed, on_dialed, listened, on_listened)
-    })
+/// A listening socket of the host, whose file goes with it.
+struct Listener {
+    path: PathBuf,
+    socket: UnixListener,
+}
+
+impl Listener {
+    fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("vsock-fuzz-{}-{number}", std::process::id()));
+        let socket = UnixListener::bind(&path).expect("a socket");
+        socket.set_nonblocking(true).expect("a socket");
+        Self { path, socket }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).expect("the file is there");
+    }
 }
 
 fn ring(memory: &GuestMemoryMmap, base: u64, event_idx: bool) -> Ring {
@@ -126,13 +134,13 @@ pub fn guest(bytes: &[u8]) {
     let mut receive = ring(&memory, 0, event_idx);
     let mut transmit = ring(&memory, 0x1000, event_idx);
     let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll"));
-    let (dialed, on_dialed, listened, on_listened) = sockets();
-    let listener = on_listened.try_clone().expect("a socket");
+    let (dialed, listened) = (Listener::new(), Listener::new());
+    let listener = listened.socket.try_clone().expect("a socket");
     let mut switch = Switch::new(
         GUEST,
         Arc::clone(&epoll),
         vec![(LISTENED, listener)],
-        HashMap::from([(DIALED, dialed.clone())]),
+        HashMap::from([(DIALED, dialed.path.clone())]),
     );
     let mut clients: Vec<UnixStream> = Vec::new();
 
@@ -163,12 +171,12 @@ pub fn guest(bytes: &[u8]) {
             6 => put(&memory, &input.u16().to_le_bytes(), base + AVAILABLE + u64::from(input.byte() % 24)),
             7 => {
                 if clients.len() < CLIENTS {
-                    clients.extend(UnixStream::connect(listened));
+                    clients.extend(UnixStream::connect(&listened.path));
                 }
                 switch.accept(0);
             }
             8 => {
-                clients.extend(on_dialed.accept().map(|(stream, _)| stream));
+                clients.extend(dialed.socket.accept().map(|(stream, _)| stream));
                 let which = usize::from(input.byte());
                 if let Some(client) = which.checked_rem(clients.len()).and_then(|at| clients.get_mut(at)) {
                     client.set_nonblocking(true).expect("a socket");
@@ -196,13 +204,12 @@ pub fn guest(bytes: &[u8]) {
     for _ in 0..4 {
         events(&mut switch, &epoll);
     }
-    while let Ok((client, _)) = on_dialed.accept() {
+    while let Ok((client, _)) = dialed.socket.accept() {
         drop(client);
         events(&mut switch, &epoll);
     }
     events(&mut switch, &epoll);
     assert_eq!(switch.connections(), 0, "connections stay behind");
-    while on_listened.accept().is_ok() {}
 }
 
 fn put(memory: &GuestMemoryMmap, bytes: &[u8], at: u64) {

@@ -25,7 +25,8 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::frontend::{Frontend, RECEIVE, RINGS, TRANSMIT};
-use crate::switch::{Pause, SWEEP, Switch};
+use crate::ring::MAX_SIZE;
+use crate::switch::{BATCH, Pause, SWEEP, Switch};
 use crate::table::Token;
 use crate::{FLUSH_TIMEOUT, ServeError};
 
@@ -171,7 +172,7 @@ impl Service {
         let mut frontend = lock(&self.frontend);
         let Frontend { memory: Some(memory), rings, .. } = &mut *frontend else { return };
         let ring = &mut rings[TRANSMIT];
-        for _ in 0..2 * usize::from(crate::ring::MAX_SIZE) / 64 {
+        for _ in 0..2 * usize::from(MAX_SIZE) / BATCH {
             if self.switch.take_from_guest(memory, ring) != Pause::Fair {
                 break;
             }

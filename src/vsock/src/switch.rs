@@ -34,7 +34,7 @@ const BURST: usize = 64 << 10;
 const BURST_BUFFERS: usize = 32;
 
 /// The most packets to take, or turns to give, before looking at everything else again.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// The most connections to accept before looking at everything else again.
 const ACCEPTS: usize = 32;
@@ -88,7 +88,7 @@ pub(crate) struct Switch {
 }
 
 impl Switch {
-    /// Watches the listening sockets; number N is event N + `first_event`.
+    /// Serves nobody before [`watch_listeners`](Self::watch_listeners).
     pub(crate) fn new(
         guest_cid: u64,
         epoll: Arc<Epoll>,

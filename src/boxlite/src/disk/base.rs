@@ -31,8 +31,10 @@ const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetyp
 const EXTENDED: &str = "discard,lazy_journal_init=1,root_owner=0:0";
 
 /// Blocks of 4 KiB, one inode of 256 bytes for each 16 KiB, nothing reserved for root, a journal of 16 MiB.
-const ARGUMENTS: [&str; 16] =
-    ["-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-J", "size=16", "-O", FEATURES, "-E", EXTENDED];
+const ARGUMENTS: [&str; 16] = [
+    "-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-J", "size=16", "-O", FEATURES, "-E",
+    EXTENDED,
+];
 
 /// The path of the largest base of at most `gib` GiB in the folder `cache`, which must exist. Makes it if it is not
 /// there; of several processes one does, and the others wait.
@@ -68,7 +70,11 @@ pub(crate) fn available(cache: &Path) -> Result<String, DiskError> {
         Ok(program) => Ok(format!("file systems are made by {}", program.display())),
         Err(error) => {
             let ready = |size| cache.join(format!("ext4-{size}g-v1.img")).exists();
-            if SIZES.into_iter().all(ready) { Ok("all empty file systems are there".into()) } else { Err(error) }
+            if SIZES.into_iter().all(ready) {
+                Ok("all empty file systems are there".into())
+            } else {
+                Err(error)
+            }
         }
     }
 }
@@ -94,11 +100,7 @@ fn mke2fs() -> Result<PathBuf, DiskError> {
     let executable = |file: &PathBuf| {
         fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
-    folders
-        .chain(system)
-        .map(|folder| folder.join("mke2fs"))
-        .find(executable)
-        .ok_or(DiskError::NoMke2fs)
+    folders.chain(system).map(|folder| folder.join("mke2fs")).find(executable).ok_or(DiskError::NoMke2fs)
 }
 
 /// Held until dropped. Formatting takes milliseconds, so waiting needs no deadline: the holder ends or is killed, and
@@ -124,9 +126,12 @@ mod tests {
     #[test]
     fn the_largest_base_that_is_not_larger_than_asked_is_made_and_costs_almost_nothing() {
         let cache = tempfile::tempdir().unwrap();
-        for (asked, name, most) in
-            [(1, "ext4-1g-v1.img", 2), (9, "ext4-1g-v1.img", 2), (10, "ext4-10g-v1.img", 8), (5000, "ext4-100g-v1.img", 8)]
-        {
+        for (asked, name, most) in [
+            (1, "ext4-1g-v1.img", 2),
+            (9, "ext4-1g-v1.img", 2),
+            (10, "ext4-10g-v1.img", 8),
+            (5000, "ext4-100g-v1.img", 8),
+        ] {
             let start = std::time::Instant::now();
             let path = ensure(cache.path(), asked).unwrap();
             let took = start.elapsed();

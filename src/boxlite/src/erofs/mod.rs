@@ -40,11 +40,11 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use boot::boot_disk;
 pub(crate) use format::device;
-pub(crate) use boot::{BootDiskError, boot_disk};
 pub(crate) use tree::{Ino, Kind, Meta, Node, Tree, TreeError, TreeLimits};
-pub(crate) use writer::{Stats, Writer, WriterError};
-pub(crate) use xattr::{Xattrs, XattrsError};
+pub(crate) use writer::{Writer, WriterError};
+pub(crate) use xattr::Xattrs;
 
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 4096;

@@ -117,7 +117,12 @@ impl Output {
 fn punch(file: &File, at: u64, length: u64) -> Result<(), Errno> {
     let offset = i64::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
     let length = i64::try_from(length).map_err(|_| Errno::EOVERFLOW)?;
-    fallocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length)
+    fallocate(
+        file,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+        offset,
+        length,
+    )
 }
 
 /// A temporary file of tails: appended while data streams in, read back nearly in order at the end.

@@ -508,8 +508,7 @@ impl Tree {
         if let Some(number) = by_xattrs.find(hash, |number| known[*number as usize] == *xattrs) {
             return Ok(*number);
         }
-        let number =
-            u32::try_from(known.len()).map_err(|_| TreeError::Memory(self.limits.memory))?;
+        let number = u32::try_from(known.len()).map_err(|_| TreeError::Memory(self.limits.memory))?;
         known.push(xattrs.clone());
         by_xattrs.insert_unique(hash, number, |number| hasher.hash_one(known[*number as usize].bytes()));
         self.xattr_bytes += xattrs.bytes().len() + size_of::<Xattrs>();

@@ -122,6 +122,9 @@ impl Writer {
         let meta_block = block(output.position())?;
         debug_assert_eq!(meta_block, plan.meta_block);
         plan.write_inodes(&tree, &mut spool.into_reader()?, &mut output)?;
+        // fsck.erofs reads the header of attributes behind every inode, those without any included: there must be
+        // something behind the last one.
+        output.append(&[0])?;
         output.pad()?;
         let bytes = output.position();
         let inodes = plan.places.len() as u64;
@@ -148,7 +151,8 @@ pub(crate) enum PutFileError {
 
 /// The inodes that have a name, in the order in which they were made.
 fn living(tree: &Tree) -> impl Iterator<Item = Ino> + use<> {
-    let living: Vec<u32> = (0..).zip(&tree.inodes).filter(|(_, inode)| inode.links > 0).map(|(n, _)| n).collect();
+    let living: Vec<u32> =
+        (0..).zip(&tree.inodes).filter(|(_, inode)| inode.links > 0).map(|(n, _)| n).collect();
     living.into_iter().map(Ino)
 }
 
@@ -189,7 +193,8 @@ impl Plan {
     fn new(tree: &mut Tree, first_block: u32) -> Result<Self, WriterError> {
         let mut next_block = u64::from(first_block);
         let mut slots = Slots::default();
-        let mut plan = Self { places: Vec::new(), nids: vec![0; tree.inodes.len()], dirs: Vec::new(), meta_block: 0 };
+        let mut plan =
+            Self { places: Vec::new(), nids: vec![0; tree.inodes.len()], dirs: Vec::new(), meta_block: 0 };
         plan.dirs.resize(tree.inodes.len(), (0, 0));
         for ino in living(tree) {
             let number = ino.0 as usize;
@@ -328,9 +333,15 @@ impl Plan {
                         output.append(spool.read(at, inline)?)?;
                     }
                 }
-                Body::Dir(_) => self.each_dir_block(tree, place.ino, |bytes, last| {
-                    if last { output.append(bytes) } else { Ok(()) }
-                })?,
+                Body::Dir(_) => {
+                    self.each_dir_block(
+                        tree,
+                        place.ino,
+                        |bytes, last| {
+                            if last { output.append(bytes) } else { Ok(()) }
+                        },
+                    )?
+                }
                 _ => output.append(tree.target(place.ino).unwrap_or_default())?,
             }
         }

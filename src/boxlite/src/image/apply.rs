@@ -16,7 +16,9 @@
 //!
 //! Sets what is resolved against what is in memory only: no name here ever reaches the host's file system.
 
-use crate::erofs::{self, Ino, Kind as NodeKind, Meta, Node, NAME_MAX, Tree, TreeError, Writer, WriterError, Xattrs};
+use crate::erofs::{
+    self, Ino, Kind as NodeKind, Meta, NAME_MAX, Node, Tree, TreeError, Writer, WriterError, Xattrs,
+};
 
 use super::error::{EntryError, LayerError, shown};
 use super::limits::Limits;

@@ -217,7 +217,10 @@ impl Finder<'_> {
         for (layer, diff_id) in layers.iter().zip(configuration.diff_ids) {
             if !is_layer(layer.media_type.as_deref()) {
                 let media_type = layer.media_type.as_deref().unwrap_or_default();
-                return Err(broken(&format!("manifest {digest}"), &format!("its layers are of type {media_type}")));
+                return Err(broken(
+                    &format!("manifest {digest}"),
+                    &format!("its layers are of type {media_type}"),
+                ));
             }
             let blob = layer.digest()?;
             if self.files.size_of(&blob)?.is_none() {
@@ -356,7 +359,9 @@ impl Files {
 
     fn open(&self, place: &Place) -> io::Result<Box<dyn Read + Send>> {
         match (self, place) {
-            (Self::Folder(folder), Place::Blob(digest)) => Ok(Box::new(open_plain(&blob_path(folder, digest))?)),
+            (Self::Folder(folder), Place::Blob(digest)) => {
+                Ok(Box::new(open_plain(&blob_path(folder, digest))?))
+            }
             (Self::Tar(tar), Place::Blob(digest)) => tar.open_member(&blob_name(digest)),
             (Self::Tar(tar), Place::Member(name)) => tar.open_member(name),
             (Self::Folder(_), Place::Member(_)) => Err(io::ErrorKind::NotFound.into()),
@@ -506,7 +511,14 @@ fn plain_tar(
     let mut start = [0; 4];
     let unreadable = |error| ImageError::io("read", path, error);
     let length = file.read_at(&mut start, 0).map_err(unreadable)?;
-    let compressed = BufReader::with_capacity(256 << 10, Section { at: 0, end: file.metadata().map_err(unreadable)?.len(), file: Arc::new(file.try_clone().map_err(unreadable)?) });
+    let compressed = BufReader::with_capacity(
+        256 << 10,
+        Section {
+            at: 0,
+            end: file.metadata().map_err(unreadable)?.len(),
+            file: Arc::new(file.try_clone().map_err(unreadable)?),
+        },
+    );
     let mut from: Box<dyn Read> = match Compression::of(&start[..length]) {
         Compression::None => return Ok(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),

@@ -26,7 +26,10 @@ pub struct LayerSource<'a> {
 
 impl std::fmt::Debug for LayerSource<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LayerSource").field("blob", &self.blob).field("diff_id", &self.diff_id).finish_non_exhaustive()
+        f.debug_struct("LayerSource")
+            .field("blob", &self.blob)
+            .field("diff_id", &self.diff_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,7 +69,8 @@ pub fn build(
         return Err(ImageError::Layers { count, limit: limits.layers });
     }
     let tree = TreeLimits { entries: limits.entries, memory: limits.memory };
-    let mut build = Build { writer: Writer::new(file, scratch, tree), entries: 0, bytes: 0, skipped: Skipped::default() };
+    let mut build =
+        Build { writer: Writer::new(file, scratch, tree), entries: 0, bytes: 0, skipped: Skipped::default() };
     for (number, layer) in (1..).zip(layers) {
         if number > 1 {
             build.writer.tree().next_layer();
@@ -91,7 +95,13 @@ pub fn build(
         WriterError::Io(error) => ImageError::Disk(error),
         error => ImageError::Disk(io::Error::other(error)),
     })?;
-    Ok(Built { file, bytes: stats.bytes, inodes: stats.inodes, content_bytes, skipped_xattrs: skipped.xattrs })
+    Ok(Built {
+        file,
+        bytes: stats.bytes,
+        inodes: stats.inodes,
+        content_bytes,
+        skipped_xattrs: skipped.xattrs,
+    })
 }
 
 struct Build {

@@ -114,12 +114,11 @@ pub(super) struct Configuration {
 impl Configuration {
     pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Self, ImageError> {
         let raw: RawConfiguration = parse(what, bytes)?;
-        let rootfs = raw.rootfs.ok_or_else(|| broken(what, "it has no rootfs: this is no image that runs"))?;
+        let rootfs =
+            raw.rootfs.ok_or_else(|| broken(what, "it has no rootfs: this is no image that runs"))?;
         let diff_ids = rootfs.diff_ids.unwrap_or_default();
-        let platform = Platform {
-            os: raw.os.unwrap_or_default(),
-            architecture: raw.architecture.unwrap_or_default(),
-        };
+        let platform =
+            Platform { os: raw.os.unwrap_or_default(), architecture: raw.architecture.unwrap_or_default() };
         let run = raw.config.unwrap_or_default();
         let keys = |map: Option<BTreeMap<String, serde::de::IgnoredAny>>| {
             map.map(|map| map.into_keys().collect()).unwrap_or_default()

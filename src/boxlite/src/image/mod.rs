@@ -25,9 +25,6 @@ pub mod store;
 mod stream;
 mod tar;
 
-#[cfg(test)]
-mod tests;
-
 pub use build::{Built, LayerSource, build};
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};

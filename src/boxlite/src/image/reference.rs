@@ -77,13 +77,17 @@ impl FromStr for Reference {
             return Err(fail("the registry is no host name"));
         }
         if !repository.split('/').all(is_component) {
-            return Err(fail("names are lower-case letters and digits, separated by `.`, `_`, `__`, `-` or `/`"));
+            return Err(fail(
+                "names are lower-case letters and digits, separated by `.`, `_`, `__`, `-` or `/`",
+            ));
         }
         if registry.len() + 1 + repository.len() > NAME_MAX {
             return Err(fail("it is too long"));
         }
         if !is_tag(tag) {
-            return Err(fail("tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`"));
+            return Err(fail(
+                "tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`",
+            ));
         }
         Ok(Self { registry: registry.to_owned(), repository, tag: tag.to_owned() })
     }
@@ -114,8 +118,9 @@ fn is_component(text: &str) -> bool {
     if !alphanumeric(first) || !alphanumeric(last) {
         return false;
     }
-    text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'))
+    text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).all(|separator| {
+        matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
+    })
 }
 
 fn is_tag(text: &str) -> bool {
@@ -158,8 +163,25 @@ mod tests {
     #[test]
     fn what_no_registry_accepts_is_no_name() {
         for text in [
-            "", "/", "a//b", "Busybox", "a/../b", "..", "a:", "a:-x", ":x", "-a", "a-", "a___b", "a..b", "a b", "é",
-            "a@sha256:00", "ho_st.x/a", "host:/a", "host:x/a",
+            "",
+            "/",
+            "a//b",
+            "Busybox",
+            "a/../b",
+            "..",
+            "a:",
+            "a:-x",
+            ":x",
+            "-a",
+            "a-",
+            "a___b",
+            "a..b",
+            "a b",
+            "é",
+            "a@sha256:00",
+            "ho_st.x/a",
+            "host:/a",
+            "host:x/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }

@@ -183,7 +183,13 @@ impl ImageStore {
                 Err(error) => return Err(error),
             }
         }
-        images.sort_by(|a, b| (a.references.is_empty(), &a.references, &a.digest).cmp(&(b.references.is_empty(), &b.references, &b.digest)));
+        images.sort_by(|a, b| {
+            (a.references.is_empty(), &a.references, &a.digest).cmp(&(
+                b.references.is_empty(),
+                &b.references,
+                &b.digest,
+            ))
+        });
         Ok(images)
     }
 
@@ -362,7 +368,11 @@ impl ImageStore {
 
     fn find(&self, reference: &str, refs: &Refs) -> Result<(Digest, Option<String>), ImageError> {
         if let Ok(digest) = reference.parse::<Digest>() {
-            return if self.exists(&digest)? { Ok((digest, None)) } else { Err(self.not_found(reference, refs)) };
+            return if self.exists(&digest)? {
+                Ok((digest, None))
+            } else {
+                Err(self.not_found(reference, refs))
+            };
         }
         let name = reference.parse::<Reference>().map(|name| name.to_string());
         if let Ok(name) = &name
@@ -411,7 +421,12 @@ impl ImageStore {
             Err(error) => return Err(ImageError::io("look at", disk, error)),
         };
         let info = ImageInfo {
-            references: refs.refs.iter().filter(|(_, of)| **of == text).map(|(name, _)| name.clone()).collect(),
+            references: refs
+                .refs
+                .iter()
+                .filter(|(_, of)| **of == text)
+                .map(|(name, _)| name.clone())
+                .collect(),
             digest: text.clone(),
             size_bytes,
             created: record.config.created.clone(),

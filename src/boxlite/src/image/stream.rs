@@ -252,11 +252,7 @@ impl Compression {
     }
 }
 
-fn forward(
-    mut from: impl Read,
-    pieces: &SyncSender<Message>,
-    empty: &Receiver<Vec<u8>>,
-) -> io::Result<bool> {
+fn forward(mut from: impl Read, pieces: &SyncSender<Message>, empty: &Receiver<Vec<u8>>) -> io::Result<bool> {
     loop {
         let Ok(mut piece) = empty.recv() else { return Ok(false) };
         piece.resize(PIECE, 0);

@@ -402,7 +402,8 @@ fn number(field: &[u8]) -> Option<i64> {
     // Two's complement; the marking bit does not count, the next one is the sign.
     let negative = first & 0x40 != 0;
     let start = i128::from(first & 0x3f) - if negative { 0x40 } else { 0 };
-    let value = rest.iter().try_fold(start, |value, byte| value.checked_mul(256)?.checked_add(i128::from(*byte)))?;
+    let value =
+        rest.iter().try_fold(start, |value, byte| value.checked_mul(256)?.checked_add(i128::from(*byte)))?;
     i64::try_from(value).ok()
 }
 
@@ -445,5 +446,127 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
         (false, nanos) => Some((seconds, nanos)),
         (true, 0) => Some((-seconds, 0)),
         (true, nanos) => Some((-seconds - 1, 1_000_000_000 - nanos)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes in pieces of a given size.
+    struct Pieces<'a> {
+        bytes: &'a [u8],
+        most: usize,
+    }
+
+    impl Source for Pieces<'_> {
+        type Error = TarError;
+
+        fn fill(&mut self) -> Result<&[u8], TarError> {
+            Ok(&self.bytes[..self.bytes.len().min(self.most)])
+        }
+
+        fn consume(&mut self, count: usize) {
+            self.bytes = &self.bytes[count..];
+        }
+    }
+
+    fn read(bytes: &[u8], most: usize) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {
+        let mut tar = TarReader::new(Pieces { bytes, most });
+        let mut found = Vec::new();
+        while let Some(entry) = tar.next()? {
+            let mut contents = Vec::new();
+            tar.contents(|piece| {
+                contents.extend_from_slice(piece);
+                Ok(())
+            })?;
+            found.push((entry, contents));
+        }
+        Ok(found)
+    }
+
+    /// By the `tar` crate.
+    fn written(format: impl Fn() -> tar::Header, path: &str, contents: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = format();
+        header.set_mode(0o640);
+        header.set_uid(3_000_000);
+        header.set_gid(5);
+        header.set_mtime(1 << 40);
+        header.set_size(contents.len() as u64);
+        builder.append_data(&mut header, path, contents).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn what_another_program_writes_is_read_in_pieces_of_any_size() {
+        let long = "n".repeat(90) + "/" + &"m".repeat(200);
+        for format in [tar::Header::new_gnu, tar::Header::new_ustar] {
+            for (path, size) in [("short", 0), ("a/b", 511), (long.as_str(), 512), ("x", 1025)] {
+                // Only GNU's format has long names of any kind.
+                if path == long && format().as_gnu().is_none() {
+                    continue;
+                }
+                let contents = vec![b'c'; size];
+                let bytes = written(format, path, &contents);
+                for most in [1, 7, 512, 100_000] {
+                    let found = read(&bytes, most).unwrap();
+                    let [(entry, data)] = found.as_slice() else { panic!("{found:?}") };
+                    assert_eq!((entry.path.as_slice(), data), (path.as_bytes(), &contents));
+                    assert_eq!(
+                        (entry.mode, entry.uid, entry.gid, entry.mtime),
+                        (0o640, 3_000_000, 5, 1 << 40)
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_in_octal_and_in_base_256() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"   644 \0"), Some(0o644));
+        assert_eq!(number(b"\0\0\0\0"), Some(0));
+        assert_eq!(number(b"64a\0"), None);
+        assert_eq!(number(b"6 4\0"), None);
+        assert_eq!(number(b"\x80\0\0\x01\0"), Some(256));
+        assert_eq!(number(b"\xff\xff\xff\xfe"), Some(-2));
+        assert_eq!(number(b"\x80\0\0\0\x80\0\0\0\0\0\0\0"), None);
+        assert_eq!(number(b"\xc0\0\0\0\0\0\0\0\0\0\0\0"), None);
+        assert_eq!(number(b""), None);
+    }
+
+    #[test]
+    fn times_have_fractions_and_may_lie_before_1970() {
+        assert_eq!(time(b"12"), Some((12, 0)));
+        assert_eq!(time(b"12.5"), Some((12, 500_000_000)));
+        assert_eq!(time(b"12.0000000019"), Some((12, 1)));
+        assert_eq!(time(b"-1.25"), Some((-2, 750_000_000)));
+        assert_eq!(time(b"-3"), Some((-3, 0)));
+        for bad in [b"".as_slice(), b"-", b".5", b"1.x", b"1.-5", b"99999999999999999999"] {
+            assert_eq!(time(bad), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic_or_run_for_ever(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..4096),
+            kinds in prop::collection::vec(prop::sample::select(b"0125xLKg3S\0".to_vec()), 8),
+        ) {
+            // Headers with a checksum that fits, or nothing behind it would ever be looked at.
+            for (block, kind) in bytes.chunks_exact_mut(512).step_by(2).zip(kinds) {
+                block[100..148].fill(b'0');
+                block[124..136].copy_from_slice(b"00000000777\0");
+                block[156] = kind;
+                block[148..156].fill(b' ');
+                let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+                block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            }
+            let whole = read(&bytes, 100_000);
+            prop_assert_eq!(whole, read(&bytes, 3));
+        }
     }
 }

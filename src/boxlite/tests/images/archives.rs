@@ -77,7 +77,11 @@ fn old_archives_of_docker_save_are_read_with_their_links() {
     let home = Home::new();
     let path = home.path("saved.tar");
     let second = Layer::new().file("which", "second").file("more", "more contents").bytes();
-    fs::write(&path, docker_archive(&layer("first layer"), &second, &config(), &["app:1", "host.example/app:2"])).unwrap();
+    fs::write(
+        &path,
+        docker_archive(&layer("first layer"), &second, &config(), &["app:1", "host.example/app:2"]),
+    )
+    .unwrap();
     assert!(says(&home, &path, "more contents"));
     assert!(says(&home, &path, "first layer"));
     let image = home.store.get("app:1").unwrap();
@@ -142,7 +146,10 @@ fn the_image_for_this_machine_is_chosen() {
         "manifests": [attestation, with(other, "mips64le"), with(ours, architecture())],
     });
     let inner = layout.document("application/vnd.oci.image.index.v1+json", &inner);
-    let middle = layout.document("application/vnd.oci.image.index.v1+json", &json!({ "schemaVersion": 2, "manifests": [inner] }));
+    let middle = layout.document(
+        "application/vnd.oci.image.index.v1+json",
+        &json!({ "schemaVersion": 2, "manifests": [inner] }),
+    );
     layout.add(middle, Some("multi"));
     assert!(says(&home, &layout.folder, "ours here"));
 }
@@ -212,7 +219,10 @@ fn what_is_no_archive_at_all_is_refused() {
     assert!(file(b"hello").contains("no tar archive"));
     assert!(file(&[b'x'; 5000]).contains("no tar archive"));
     assert!(file(&Layer::new().file("f", "").bytes()).contains("no index.json"));
-    assert!(file(&Layer::new().raw(&Header { size: Some(5000), ..Header::new(b'0', "f") }, b"").bytes()).contains("in the middle"));
+    assert!(
+        file(&Layer::new().raw(&Header { size: Some(5000), ..Header::new(b'0', "f") }, b"").bytes())
+            .contains("in the middle")
+    );
     assert!(home.refusal_of(Path::new("/nonexistent/archive")).contains("cannot open"));
     assert!(home.refusal_of(Path::new("/dev/zero")).contains("not a regular file"));
     fs::create_dir(home.path("empty")).unwrap();

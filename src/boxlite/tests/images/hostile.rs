@@ -22,9 +22,11 @@ fn assert_says(text: &str, words: &[&str]) {
 /// Builds from a stream that is not stored anywhere.
 fn build_of(stream: impl Read + Send + 'static, limits: &Limits) -> Result<(), ImageError> {
     let stream: Box<dyn Read + Send> = Box::new(stream);
-    let layer = LayerSource { open: Box::new(|| Ok(stream)), blob: None, diff_id: Digest::of(b"something else") };
+    let layer =
+        LayerSource { open: Box::new(|| Ok(stream)), blob: None, diff_id: Digest::of(b"something else") };
     let file = tempfile::tempfile().unwrap();
-    build(vec![layer], &Digest::of(b""), file, tempfile::tempfile().unwrap(), limits, &mut |_| Ok(())).map(|_| ())
+    build(vec![layer], &Digest::of(b""), file, tempfile::tempfile().unwrap(), limits, &mut |_| Ok(()))
+        .map(|_| ())
 }
 
 /// A tar stream of as many empty files as are read from it.
@@ -134,21 +136,25 @@ fn a_stream_cut_anywhere_is_refused() {
         let error = build_of(io::Cursor::new(layer[..cut].to_vec()), &limits).unwrap_err();
         let error = chain(&error);
         // At the end of an entry there is a stream that just lacks its end mark: its digest is another one.
-        let whole = cut.is_multiple_of(512) && (error.contains("the content has") || error.contains("belong to no entry"));
+        let whole = cut.is_multiple_of(512)
+            && (error.contains("the content has") || error.contains("belong to no entry"));
         assert!(whole || error.contains("in the middle"), "{cut}: {error}");
     }
 }
 
 #[test]
 fn compressed_data_cut_anywhere_are_refused() {
-    let layer = Layer::new().file("f", (0..3000u32).flat_map(|n| n.to_be_bytes()).collect::<Vec<_>>()).bytes();
+    let layer =
+        Layer::new().file("f", (0..3000u32).flat_map(|n| n.to_be_bytes()).collect::<Vec<_>>()).bytes();
     for packed in [Packed::Gzip, Packed::Zstd] {
         let blob = packed.pack(&layer);
         for cut in (1..blob.len()).step_by(97).chain(blob.len() - 12..blob.len()) {
             let cut_off: Box<dyn Read + Send> = Box::new(io::Cursor::new(blob[..cut].to_vec()));
-            let source = LayerSource { open: Box::new(|| Ok(cut_off)), blob: None, diff_id: Digest::of(&layer) };
+            let source =
+                LayerSource { open: Box::new(|| Ok(cut_off)), blob: None, diff_id: Digest::of(&layer) };
             let (file, scratch) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-            let made = build(vec![source], &Digest::of(b""), file, scratch, &Limits::default(), &mut |_| Ok(()));
+            let made =
+                build(vec![source], &Digest::of(b""), file, scratch, &Limits::default(), &mut |_| Ok(()));
             assert!(made.is_err(), "{packed:?} cut at {cut}");
         }
     }
@@ -232,7 +238,10 @@ fn a_file_that_was_packed_twice_is_there_once() {
     let home = Home::new();
     let tree = home.tree(&[Layer::new().file("f", "contents").hard_link("f", "f")]);
     let Some(tree) = tree else { return };
-    assert_eq!((tree[b"f".as_slice()].links, tree[b"f".as_slice()].data.as_slice()), (1, b"contents".as_slice()));
+    assert_eq!(
+        (tree[b"f".as_slice()].links, tree[b"f".as_slice()].data.as_slice()),
+        (1, b"contents".as_slice())
+    );
 }
 
 #[test]
@@ -246,7 +255,10 @@ fn symbolic_links_that_lead_round_are_refused() {
 
 #[test]
 fn a_file_of_the_same_layer_is_no_folder() {
-    assert_says(&refusal(&[Layer::new().file("a", "").file("a/b", "")]), &["entry `a/b`", "file of the same layer"]);
+    assert_says(
+        &refusal(&[Layer::new().file("a", "").file("a/b", "")]),
+        &["entry `a/b`", "file of the same layer"],
+    );
 }
 
 #[test]
@@ -284,9 +296,15 @@ fn numbers_out_of_range_are_refused() {
     for size in [u64::MAX, i64::MAX.cast_unsigned(), 1 << 63] {
         assert_says(&refusal(&[file(Header { size: Some(size), ..Header::new(b'0', "f") })]), &["bad size"]);
     }
-    assert_says(&refusal(&[file(Header { size: Some(1 << 40), ..Header::new(b'0', "f") })]), &["in the middle"]);
+    assert_says(
+        &refusal(&[file(Header { size: Some(1 << 40), ..Header::new(b'0', "f") })]),
+        &["in the middle"],
+    );
     assert_says(&refusal(&[Layer::new().pax(&[("size", b"-1")]).file("f", "")]), &["malformed"]);
-    assert_says(&refusal(&[Layer::new().pax(&[("size", b"99999999999999999999")]).file("f", "")]), &["malformed"]);
+    assert_says(
+        &refusal(&[Layer::new().pax(&[("size", b"99999999999999999999")]).file("f", "")]),
+        &["malformed"],
+    );
     assert_says(&refusal(&[Layer::new().pax(&[("uid", b"4294967296")]).file("f", "")]), &["owner"]);
     for device in [(1 << 12, 0), (0, 1 << 20), (u64::MAX >> 1, 1)] {
         assert_says(&refusal(&[file(Header { device, ..Header::new(b'3', "dev") })]), &["device number"]);
@@ -301,9 +319,16 @@ fn extended_headers_are_limited_and_checked() {
     assert_says(&refusal(&[Layer::new().raw(&huge, b"")]), &["extended header", "1048576"]);
     let endless = Endless::new(|_| Layer::new().raw(&Header::new(b'g', "g"), b"").unfinished());
     assert_says(&chain(&build_of(endless, &Limits::default()).unwrap_err()), &["extended header"]);
-    for contents in
-        ["5 a", "0 a=b\n", "99 a=b\n", "6 a=b\n\n", "x a=b\n", "6 ab\n", "18446744073709551622 a=b\n", "999999999999999999999999 a"]
-    {
+    for contents in [
+        "5 a",
+        "0 a=b\n",
+        "99 a=b\n",
+        "6 a=b\n\n",
+        "x a=b\n",
+        "6 ab\n",
+        "18446744073709551622 a=b\n",
+        "999999999999999999999999 a",
+    ] {
         let layer = Layer::new().raw(&Header::new(b'x', "pax"), contents.as_bytes()).file("f", "");
         assert_says(&refusal(&[layer]), &["malformed"]);
     }

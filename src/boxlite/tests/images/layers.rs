@@ -10,7 +10,10 @@ use crate::{Home, chain};
 /// The image as umoci unpacks it.
 fn unpacked_by_umoci(home: &Home, layout: &Layout) -> Snapshot {
     let bundle = home.path("bundle");
-    run(Command::new("umoci").args(["unpack", "--image"]).arg(format!("{}:test", layout.folder.display())).arg(&bundle));
+    run(Command::new("umoci")
+        .args(["unpack", "--image"])
+        .arg(format!("{}:test", layout.folder.display()))
+        .arg(&bundle));
     snapshot(&bundle.join("rootfs"))
 }
 
@@ -91,7 +94,8 @@ fn every_kind_of_file_keeps_all_that_is_said_of_it() {
 fn folders_of_many_blocks_are_sorted_so_that_every_name_is_found() {
     let mut layer = root().dir("many");
     for n in 0..5000u64 {
-        let name = format!("many/{}-{}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), "y".repeat((n % 97) as usize));
+        let name =
+            format!("many/{}-{}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), "y".repeat((n % 97) as usize));
         layer = layer.file(&name, n.to_string());
     }
     // Names around the two dots.
@@ -174,7 +178,13 @@ fn a_hidden_folder_that_comes_back_for_a_file_in_it_is_a_new_folder() {
 
 #[test]
 fn files_and_folders_replace_each_other() {
-    let base = root().dir("to-file").file("to-file/x", "x").file("to-dir", "f").symlink("to-real", "/etc").dir("again").file("again/x", "x");
+    let base = root()
+        .dir("to-file")
+        .file("to-file/x", "x")
+        .file("to-dir", "f")
+        .symlink("to-real", "/etc")
+        .dir("again")
+        .file("again/x", "x");
     let upper = Layer::new()
         .file("to-file", "now a file")
         .dir("to-dir")
@@ -224,7 +234,11 @@ fn symbolic_links_in_paths_are_followed_within_the_image_only() {
 #[test]
 fn absolute_and_climbing_paths_stay_in_the_image() {
     let tree = compare(
-        &[root().dir("/etc").file("/etc/passwd", "p").file("../../../etc/shadow", "s").file("etc/../etc/./x//", "dir")],
+        &[root()
+            .dir("/etc")
+            .file("/etc/passwd", "p")
+            .file("../../../etc/shadow", "s")
+            .file("etc/../etc/./x//", "dir")],
         &[],
     );
     assert!(tree.is_empty() || tree.contains_key(b"etc/shadow".as_slice()));
@@ -251,7 +265,10 @@ fn attributes_of_other_systems_and_of_overlays_are_left_out() {
         ])
         .file("f", "")]);
     let Some(tree) = tree else { return };
-    assert_eq!(tree[b"f".as_slice()].xattrs.keys().collect::<Vec<_>>(), [b"user.empty".as_slice(), b"user.kept"]);
+    assert_eq!(
+        tree[b"f".as_slice()].xattrs.keys().collect::<Vec<_>>(),
+        [b"user.empty".as_slice(), b"user.kept"]
+    );
 }
 
 #[test]
@@ -262,7 +279,8 @@ fn a_layer_means_the_same_however_it_is_compressed() {
         let home = Home::new();
         let mut layout = Layout::new(&home.path("layout"));
         layout.image(&[(layer.clone().bytes(), packed)], "test");
-        let images = home.load(&layout.folder).unwrap_or_else(|error| panic!("{packed:?}: {}", chain(&error)));
+        let images =
+            home.load(&layout.folder).unwrap_or_else(|error| panic!("{packed:?}: {}", chain(&error)));
         let bytes = std::fs::read(home.store.get(&images[0].digest).unwrap().disk).unwrap();
         // All but the superblock, which has the identity of the image.
         trees.push(bytes[4096..].to_vec());

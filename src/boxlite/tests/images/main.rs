@@ -1,6 +1,7 @@
 //! Images, from archives to the disks that are made of them, judged by `fsck.erofs`, the kernel and `umoci`.
 
 #![allow(unreachable_pub, reason = "modules of a test program have no public")]
+#![allow(clippy::print_stdout, reason = "says what could not be tested")]
 #![allow(missing_debug_implementations, reason = "test helpers are not printed")]
 
 mod archives;
@@ -22,13 +23,13 @@ use snapshot::{Mount, Snapshot, is_root, run, snapshot};
 use tar::Layer;
 
 /// A store and a place for layouts, gone in the end.
-pub struct Home {
+pub(crate) struct Home {
     folder: tempfile::TempDir,
     pub store: ImageStore,
 }
 
 impl Home {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = ImageStore::open(folder.path().join("images"), folder.path().join("tmp")).unwrap();
         Self { folder, store }
@@ -78,7 +79,9 @@ impl Home {
             Err(error) => chain(&error),
         };
         assert_eq!(self.store.list().unwrap(), []);
-        let left = |name| std::fs::read_dir(self.path(name)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        let left = |name| {
+            std::fs::read_dir(self.path(name)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>()
+        };
         assert!(left("tmp").is_empty(), "{:?}", left("tmp"));
         let images = left("images");
         assert!(images.iter().all(|name| name == "lock"), "{images:?}");

@@ -36,7 +36,8 @@ type State = BTreeMap<String, Model>;
 
 /// Few names, so that histories meet themselves.
 fn path() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c-", "d.d", "é"]), 1..4).prop_map(|parts| parts.join("/"))
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c-", "d.d", "é"]), 1..4)
+        .prop_map(|parts| parts.join("/"))
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -117,19 +118,26 @@ fn layer(before: &State, after: &State, opaque: u64, seed: u64) -> Vec<u8> {
         }
     }
     for folder in &emptied {
-        entries.push((format!("{folder}/.wh..wh..opq"), Header::new(b'0', format!("{folder}/.wh..wh..opq")), vec![], None));
+        entries.push((
+            format!("{folder}/.wh..wh..opq"),
+            Header::new(b'0', format!("{folder}/.wh..wh..opq")),
+            vec![],
+            None,
+        ));
     }
     for path in before.keys().filter(|path| !after.contains_key(*path) && !is_emptied(path)) {
         // A whiteout has a folder to be in: what goes with its folder needs none.
         if parent(path).is_empty() || is_dir(after, &parent(path)) {
-            let (folder, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(folder, name)| (folder, name));
+            let (folder, name) =
+                path.rsplit_once('/').map_or(("", path.as_str()), |(folder, name)| (folder, name));
             let whiteout = format!("{folder}/.wh.{name}");
             entries.push((whiteout.clone(), Header::new(b'0', whiteout), vec![], None));
         }
     }
     // A random order that keeps folders before what is in them.
     entries.sort_by_key(|(path, ..)| {
-        let mix = path.bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let mix =
+            path.bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         (path.matches('/').count(), mix)
     });
     let mut layer = Layer::new().dir("./");

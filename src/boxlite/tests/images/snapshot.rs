@@ -28,7 +28,9 @@ impl std::fmt::Debug for Node {
         let Self { mode, uid, gid, mtime, links, device, data, xattrs } = self;
         let start = data[..data.len().min(40)].escape_ascii();
         write!(f, "{mode:o} {uid}:{gid} {mtime:?} links={links} dev={device:x} {}:'{start}'", data.len())?;
-        xattrs.iter().try_for_each(|(k, v)| write!(f, " {}={}", k.escape_ascii(), v[..v.len().min(40)].escape_ascii()))
+        xattrs
+            .iter()
+            .try_for_each(|(k, v)| write!(f, " {}={}", k.escape_ascii(), v[..v.len().min(40)].escape_ascii()))
     }
 }
 

@@ -110,7 +110,10 @@ fn an_image_goes_with_its_last_name() {
 
     home.load(&folder).unwrap();
     let removed = home.store.remove(&image.digest[..24]).unwrap();
-    assert_eq!((removed.untagged, removed.deleted), (vec!["docker.io/library/app:latest".into()], Some(image.digest)));
+    assert_eq!(
+        (removed.untagged, removed.deleted),
+        (vec!["docker.io/library/app:latest".into()], Some(image.digest))
+    );
 }
 
 #[test]
@@ -204,7 +207,9 @@ fn documents_of_another_version_are_not_guessed_at() {
     let home = Home::new();
     home.load(&layout(&home, "l", "app", "x").folder).unwrap();
     let refs = home.path("images").join("refs.json");
-    for (text, words) in [(r#"{"version":2,"refs":"new"}"#, "version 2"), ("{", "not understood"), ("", "not understood")] {
+    for (text, words) in
+        [(r#"{"version":2,"refs":"new"}"#, "version 2"), ("{", "not understood"), ("", "not understood")]
+    {
         fs::write(&refs, text).unwrap();
         let error = chain(&home.store.list().unwrap_err());
         assert!(error.contains(words) && error.contains("refs.json"), "{error}");

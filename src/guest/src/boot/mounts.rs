@@ -17,7 +17,12 @@ const TABLE: [Entry; 8] = [
     ("/sys", "sysfs", QUIET, None),
     ("/sys/fs/cgroup", "cgroup2", QUIET, None),
     ("/dev", "devtmpfs", MsFlags::MS_NOSUID, Some("mode=0755")),
-    ("/dev/pts", "devpts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), Some("mode=0620,gid=5,ptmxmode=0666")),
+    (
+        "/dev/pts",
+        "devpts",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        Some("mode=0620,gid=5,ptmxmode=0666"),
+    ),
     ("/dev/shm", "tmpfs", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
     ("/run", "tmpfs", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), Some("mode=0755")),
     ("/tmp", "tmpfs", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
@@ -44,7 +49,12 @@ pub fn mount_all() -> Result<(), MountError> {
     Ok(())
 }
 
-fn mount_one(target: &'static str, kind: &'static str, flags: MsFlags, options: Option<&str>) -> io::Result<()> {
+fn mount_one(
+    target: &'static str,
+    kind: &'static str,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> io::Result<()> {
     if matches!(target, "/dev/pts" | "/dev/shm") && !Path::new(target).exists() {
         fs::create_dir(target)?;
     }

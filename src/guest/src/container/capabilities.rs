@@ -155,8 +155,7 @@ pub fn keep(set: u64) -> nix::Result<()> {
     // A set may name what this kernel does not know; it cannot be kept.
     let set = set & permitted()?;
     let word = |shift: u32| u32::try_from((set >> shift) & u64::from(u32::MAX)).unwrap_or_default();
-    let data =
-        [0, 32].map(|shift| Data { effective: word(shift), permitted: word(shift), inheritable: 0 });
+    let data = [0, 32].map(|shift| Data { effective: word(shift), permitted: word(shift), inheritable: 0 });
     let header = Header { version: VERSION_3, pid: 0 };
     // SAFETY: header and data have the layout that this version asks for, and live during the call.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)

@@ -115,7 +115,8 @@ pub fn order(spec: &ProcessSpec, frame: &Frame, root: &Root) -> Result<Order, St
 fn environment(spec: &ProcessSpec, frame: &Frame, home: &[u8]) -> Vec<Vec<u8>> {
     let mut env = Vec::with_capacity(spec.env.len() + 4);
     let mut default = |name: &str, value: &[u8]| {
-        let given = |entry: &Vec<u8>| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+        let given =
+            |entry: &Vec<u8>| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
         if !spec.env.iter().any(given) {
             env.push([name.as_bytes(), b"=", value].concat());
         }
@@ -203,7 +204,10 @@ mod tests {
     fn a_named_limit_replaces_the_default_one() {
         let ask = |name: &str, soft, hard| limits(&[Rlimit { name: name.into(), soft, hard }]);
         assert_eq!(limits(&[]).unwrap().len(), 1);
-        assert_eq!(ask("RLIMIT_NOFILE", 1, 2).unwrap(), [Limit { resource: libc::RLIMIT_NOFILE, soft: 1, hard: 2 }]);
+        assert_eq!(
+            ask("RLIMIT_NOFILE", 1, 2).unwrap(),
+            [Limit { resource: libc::RLIMIT_NOFILE, soft: 1, hard: 2 }]
+        );
         assert_eq!(ask("nproc", 1, 2).unwrap().len(), 2);
         assert_eq!(ask("RLIMIT_JOY", 1, 2), Err(BadSpec::UnknownLimit("RLIMIT_JOY".into())));
         assert_eq!(ask("CORE", 3, 2), Err(BadSpec::SoftAboveHard("CORE".into())));

@@ -99,7 +99,8 @@ pub fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Un
     let number = id(user);
     let entry = lines(passwd).filter_map(Passwd::parse).find(|entry| entry.name == user.as_bytes());
     // As with Docker, a name that looks like a number wins over the number.
-    let entry = entry.or_else(|| lines(passwd).filter_map(Passwd::parse).find(|entry| Some(entry.uid) == number));
+    let entry =
+        entry.or_else(|| lines(passwd).filter_map(Passwd::parse).find(|entry| Some(entry.uid) == number));
     let mut identity = match (&entry, number) {
         (Some(entry), _) => {
             Identity { uid: entry.uid, gid: entry.gid, groups: Vec::new(), home: entry.home.to_vec() }
@@ -132,7 +133,9 @@ fn id(text: &str) -> Option<u32> {
 }
 
 fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
-    file.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty() && line[0] != b'#')
+    file.split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty() && line[0] != b'#')
 }
 
 fn number(field: &[u8]) -> Option<u32> {
@@ -183,9 +186,11 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::fs::symlink;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# comment\n\nbad line\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n\
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\n# comment\n\nbad line\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n\
         bare:x:7:8\n42:x:9:9::/nine:\nneg:x:-1:0::/:\nhuge:x:4294967295:0::/:\n";
-    const GROUP: &[u8] = b"root:x:0:\nusers:x:100:ann,bob\nwheel:x:10:bob, ann\nannex:x:11:annette\nnone:x:12\n";
+    const GROUP: &[u8] =
+        b"root:x:0:\nusers:x:100:ann,bob\nwheel:x:10:bob, ann\nannex:x:11:annette\nnone:x:12\n";
 
     fn ok(wanted: &str) -> Identity {
         resolve(wanted, PASSWD, GROUP).unwrap()
@@ -199,7 +204,10 @@ mod tests {
     #[test]
     fn nothing_means_root_even_in_a_container_without_files() {
         assert_eq!(ok("").home, b"/root");
-        assert_eq!(resolve("", b"", b"").unwrap(), Identity { uid: 0, gid: 0, groups: vec![], home: b"/".to_vec() });
+        assert_eq!(
+            resolve("", b"", b"").unwrap(),
+            Identity { uid: 0, gid: 0, groups: vec![], home: b"/".to_vec() }
+        );
     }
 
     #[test]

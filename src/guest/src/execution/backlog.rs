@@ -75,7 +75,9 @@ impl Backlog {
         }
         let mut data = Vec::with_capacity(length);
         let (front, back) = self.bytes.as_slices();
-        for slice in [front.get(skip..).unwrap_or_default(), &back[skip.saturating_sub(front.len()).min(back.len())..]] {
+        for slice in
+            [front.get(skip..).unwrap_or_default(), &back[skip.saturating_sub(front.len()).min(back.len())..]]
+        {
             let take = slice.len().min(length - data.len());
             data.extend_from_slice(&slice[..take]);
         }

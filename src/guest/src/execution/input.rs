@@ -55,7 +55,9 @@ async fn write_all(target: &AsyncFd<OwnedFd>, data: &[u8]) -> usize {
     let mut written = 0;
     while written < data.len() {
         let Ok(mut ready) = target.writable().await else { return written };
-        match ready.try_io(|target| nix::unistd::write(target.get_ref(), &data[written..]).map_err(io::Error::from)) {
+        match ready
+            .try_io(|target| nix::unistd::write(target.get_ref(), &data[written..]).map_err(io::Error::from))
+        {
             Ok(Ok(count)) => written += count,
             Ok(Err(_)) => return written,
             Err(_would_block) => {}

@@ -87,7 +87,11 @@ impl Output {
         let mut space = self.space.subscribe();
         loop {
             let room = self.locked(|state| {
-                if state.cut { CAPACITY } else { state.backlogs[stream as usize].room(state.needed(stream as usize)) }
+                if state.cut {
+                    CAPACITY
+                } else {
+                    state.backlogs[stream as usize].room(state.needed(stream as usize))
+                }
             });
             if room > 0 || space.changed().await.is_err() {
                 return room;
@@ -113,7 +117,9 @@ impl Output {
 
     /// The process has ended: what its pipes hold must fit.
     pub fn process_ended(&self) {
-        self.locked(|state| state.backlogs.iter_mut().for_each(|backlog| backlog.set_capacity(CAPACITY + PIPE)));
+        self.locked(|state| {
+            state.backlogs.iter_mut().for_each(|backlog| backlog.set_capacity(CAPACITY + PIPE))
+        });
         self.space.send_replace(());
     }
 
@@ -151,18 +157,22 @@ impl Output {
         });
     }
 
-    /// A new reader, from the oldest byte kept.
-    pub fn read(self: &Arc<Self>) -> Reader {
+    /// A new reader of these streams, from the oldest byte kept.
+    pub fn read(self: &Arc<Self>, streams: &[Stream]) -> Reader {
+        let wanted = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
         let news = self.news.subscribe();
         let id = self.locked(|state| {
             let id = state.next_reader;
             state.next_reader += 1;
-            let positions = [state.backlogs[0].start(), state.backlogs[1].start()];
+            // What it does not want it has read for ever.
+            let position =
+                |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { u64::MAX };
+            let positions = [position(0), position(1)];
             state.readers.push((id, positions));
             state.hold = false;
             id
         });
-        Reader { output: Arc::clone(self), id, news, first: Stream::Stdout }
+        Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
     }
 }
 
@@ -171,17 +181,21 @@ impl Output {
 pub struct Reader {
     output: Arc<Output>,
     id: u64,
+    wanted: [bool; 2],
     news: watch::Receiver<()>,
     /// The stream that is looked at first, so that neither starves the other.
     first: Stream,
 }
 
 impl Reader {
-    /// The next piece of output; `None` when both streams have ended and all of them was read.
+    /// The next piece of output; `None` when the streams it reads have ended and all of them was read.
     pub async fn next(&mut self) -> Option<Message> {
         loop {
             self.news.mark_unchanged();
-            let (message, open) = self.output.locked(|state| (self.first_message(state), state.open != [false; 2]));
+            let (message, open) = self.output.locked(|state| {
+                let open = (0..2).any(|stream| self.wanted[stream] && state.open[stream]);
+                (self.first_message(state), open)
+            });
             if let Some((stream, message)) = message {
                 self.first = if stream == Stream::Stdout { Stream::Stderr } else { Stream::Stdout };
                 self.output.space.send_replace(());
@@ -200,6 +214,9 @@ impl Reader {
             Stream::Stderr => [Stream::Stderr, Stream::Stdout],
         };
         for stream in order {
+            if !self.wanted[stream as usize] {
+                continue;
+            }
             let position = &mut positions[stream as usize];
             if let Some((offset, data)) = state.backlogs[stream as usize].read(*position, limits::CHUNK) {
                 *position = offset + data.len() as u64;
@@ -253,7 +270,7 @@ mod tests {
         fill(&output);
         assert_eq!(now(output.room(Stream::Stdout)), None);
         assert_eq!(now(output.room(Stream::Stderr)), Some(CAPACITY), "streams do not stop each other");
-        let mut reader = output.read();
+        let mut reader = output.read(&BOTH);
         let first = now(reader.next()).unwrap().unwrap();
         assert_eq!((first.offset, first.data.len()), (0, limits::CHUNK));
         assert_eq!(now(output.room(Stream::Stdout)), Some(limits::CHUNK));
@@ -264,7 +281,7 @@ mod tests {
         let output = Output::new(&BOTH, false);
         output.push(Stream::Stdout, &vec![1; CAPACITY]);
         output.push(Stream::Stdout, &[2; 10]);
-        let mut reader = output.read();
+        let mut reader = output.read(&BOTH);
         assert_eq!(now(reader.next()).unwrap().unwrap().offset, 10);
         output.push(Stream::Stdout, &vec![3; limits::CHUNK]);
         assert_eq!(now(output.room(Stream::Stdout)), None);
@@ -273,7 +290,7 @@ mod tests {
     #[test]
     fn the_slowest_of_two_readers_sets_the_pace_until_it_leaves() {
         let output = Output::new(&BOTH, true);
-        let (mut quick, slow) = (output.read(), output.read());
+        let (mut quick, slow) = (output.read(&BOTH), output.read(&BOTH));
         fill(&output);
         while now(quick.next()).is_some() {}
         assert_eq!(now(output.room(Stream::Stdout)), None);
@@ -285,10 +302,10 @@ mod tests {
     fn a_later_reader_gets_what_earlier_ones_have_read() {
         let output = Output::new(&BOTH, true);
         output.push(Stream::Stderr, b"seen");
-        let mut first = output.read();
-        assert_eq!(now(first.next()).unwrap().unwrap().data, b"seen");
+        let mut first = output.read(&BOTH);
+        assert_eq!(now(first.next()).unwrap().unwrap().data, &b"seen"[..]);
         drop(first);
-        assert_eq!(now(output.read().next()).unwrap().unwrap().data, b"seen");
+        assert_eq!(now(output.read(&BOTH).next()).unwrap().unwrap().data, &b"seen"[..]);
     }
 
     #[test]
@@ -298,12 +315,24 @@ mod tests {
         output.push(Stream::Stderr, b"e");
         output.close(Stream::Stdout);
         output.close(Stream::Stderr);
-        let mut reader = output.read();
+        let mut reader = output.read(&BOTH);
         let mut kinds = Vec::new();
         while let Some(message) = now(reader.next()).unwrap() {
             kinds.push(message.stream());
         }
         assert_eq!(kinds, [StreamKind::Stdout, StreamKind::Stderr, StreamKind::Stdout]);
+    }
+
+    #[test]
+    fn a_reader_of_one_stream_neither_gets_nor_holds_up_the_other() {
+        let output = Output::new(&BOTH, true);
+        let mut reader = output.read(&[Stream::Stderr]);
+        output.push(Stream::Stdout, &vec![1; CAPACITY]);
+        assert_eq!(now(output.room(Stream::Stdout)), Some(CAPACITY));
+        output.push(Stream::Stderr, b"e");
+        output.close(Stream::Stderr);
+        assert_eq!(now(reader.next()).unwrap().unwrap().data, &b"e"[..]);
+        assert_eq!(now(reader.next()).unwrap(), None, "the other stream is still open");
     }
 
     #[test]
@@ -319,10 +348,10 @@ mod tests {
     fn once_cut_it_ends_for_readers_and_swallows_what_still_comes() {
         let output = Output::new(&BOTH, true);
         output.push(Stream::Stdout, b"before");
-        let mut reader = output.read();
+        let mut reader = output.read(&BOTH);
         output.cut();
         output.push(Stream::Stdout, b"after");
-        assert_eq!(now(reader.next()).unwrap().unwrap().data, b"before");
+        assert_eq!(now(reader.next()).unwrap().unwrap().data, &b"before"[..]);
         assert_eq!(now(reader.next()).unwrap(), None);
         assert!(now(output.room(Stream::Stdout)).is_some());
         assert_eq!(now(output.closed()), Some(()));

@@ -71,14 +71,19 @@ pub async fn start(
     origin: Origin<'_>,
 ) -> Result<(Arc<Execution>, oneshot::Receiver<Ended>), StartFailure> {
     let Launch { id, spec, order, hold, cgroup, first } = launch;
-    let stdio = Stdio::open(spec, &order, first).map_err(|error| other("cannot open standard I/O", &error))?;
-    let (status, status_child) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| other("cannot open a pipe", &errno.into()))?;
+    let stdio =
+        Stdio::open(spec, &order, first).map_err(|error| other("cannot open standard I/O", &error))?;
+    let (status, status_child) =
+        pipe2(OFlag::O_CLOEXEC).map_err(|errno| other("cannot open a pipe", &errno.into()))?;
     let [stdin, stdout, stderr] = stdio.child;
     let Spawned { pid, ended } = match origin {
         Origin::Fork(spawner) => {
             let folder = cgroup.as_fd().try_clone_to_owned();
             let folder = folder.map_err(|error| other("cannot pass the cgroup on", &error))?;
-            spawner.exec(&order, [folder, status_child, stdin, stdout, stderr]).await.map_err(|error| refused(&error))?
+            spawner
+                .exec(&order, [folder, status_child, stdin, stdout, stderr])
+                .await
+                .map_err(|error| refused(&error))?
         }
         Origin::First { mut channel, process } => {
             let fds = [status_child, stdin, stdout, stderr];
@@ -91,14 +96,21 @@ pub async fn start(
         Ok(status) => status.map_err(|error| other("cannot read how the start went", &error))?,
         Err(_late) => {
             // It may be anywhere, but not outside its cgroup.
-            cgroup.kill().map_err(|error| other("cannot kill a process that did not start in time", &error))?;
+            cgroup
+                .kill()
+                .map_err(|error| other("cannot kill a process that did not start in time", &error))?;
             return Err(other("the process did not start in time", &io::ErrorKind::TimedOut.into()));
         }
     };
     let inner_pid = match status {
         Status::Running(pid) => pid,
         Status::Failed(failed) => return Err(describe(failed, &order)),
-        Status::Lost => return Err(other("the process was killed before its program ran", &io::ErrorKind::BrokenPipe.into())),
+        Status::Lost => {
+            return Err(other(
+                "the process was killed before its program ran",
+                &io::ErrorKind::BrokenPipe.into(),
+            ));
+        }
     };
     let streams: Vec<Stream> = stdio.sources.iter().map(|(_, stream)| *stream).collect();
     let output = Output::new(&streams, hold);
@@ -249,7 +261,9 @@ fn describe(failed: Failed, order: &Order) -> StartFailure {
             };
             (kind, format!("exec: \"{program}\": {reason}"))
         }
-        Step::WorkingDirectory => (Kind::BadWorkingDirectory, format!("working directory \"{cwd}\": {reason}")),
+        Step::WorkingDirectory => {
+            (Kind::BadWorkingDirectory, format!("working directory \"{cwd}\": {reason}"))
+        }
         Step::Limits => (Kind::Other, format!("cannot set a resource limit: {reason}")),
         Step::Order => (Kind::Other, format!("the order was not understood: {reason}")),
         Step::Namespaces => (Kind::Other, format!("cannot join the container: {reason}")),

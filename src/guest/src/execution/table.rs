@@ -169,7 +169,8 @@ impl Table {
             }
             let mut kept = 0;
             for id in inner.ended.iter().rev() {
-                if let Some(Some(Ok(execution))) = inner.known.get(id).map(|outcome| outcome.borrow().clone()) {
+                if let Some(Some(Ok(execution))) = inner.known.get(id).map(|outcome| outcome.borrow().clone())
+                {
                     kept += execution.output.kept();
                     if kept > MAX_KEPT {
                         execution.output.release();

@@ -32,9 +32,12 @@ pub fn open(first: Pid, owner: (u32, u32), size: libc::winsize) -> io::Result<Te
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how =
+        OpenHow::new().flags(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        );
     let master = openat2(&root, "dev/pts/ptmx", how)?;
     let multiplexer = libc::makedev(5, 2);
     if fstat(&master)?.st_rdev != multiplexer || fstatfs(&master)?.filesystem_type() != DEVPTS_SUPER_MAGIC {
@@ -70,5 +73,9 @@ pub fn end_of_input(master: &impl AsFd, at_line_start: bool) -> Vec<u8> {
     let Ok(settings) = tcgetattr(master) else { return vec![CONTROL_D] };
     let end = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
     // Within a line the first one only hands over what has been typed so far.
-    if settings.local_flags.contains(LocalFlags::ICANON) && !at_line_start { vec![end, end] } else { vec![end] }
+    if settings.local_flags.contains(LocalFlags::ICANON) && !at_line_start {
+        vec![end, end]
+    } else {
+        vec![end]
+    }
 }

@@ -28,7 +28,10 @@ impl Service {
 
 #[tonic::async_trait]
 impl Container for Service {
-    async fn init(&self, request: Request<ContainerInitRequest>) -> Result<Response<ContainerInitResponse>, Status> {
+    async fn init(
+        &self,
+        request: Request<ContainerInitRequest>,
+    ) -> Result<Response<ContainerInitResponse>, Status> {
         let request = request.into_inner();
         let main = request.main.ok_or_else(|| Status::invalid_argument("the main command is missing"))?;
         launch::check(&main).map_err(invalid)?;
@@ -45,7 +48,10 @@ impl Container for Service {
         Ok(Response::new(ContainerInitResponse {}))
     }
 
-    async fn start(&self, _: Request<ContainerStartRequest>) -> Result<Response<ContainerStartResponse>, Status> {
+    async fn start(
+        &self,
+        _: Request<ContainerStartRequest>,
+    ) -> Result<Response<ContainerStartResponse>, Status> {
         let mut outcome = self.agent.start_main().map_err(out_of_order)?;
         let outcome = match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(Ok(execution))) => Outcome::Started(Started { pid: execution.inner_pid }),

@@ -8,7 +8,8 @@ use boxlite_portal::v1::exec_response::Outcome;
 use boxlite_portal::v1::execution_server;
 use boxlite_portal::v1::{
     AttachRequest, AttachResponse, ExecRequest, ExecResponse, ResizeRequest, ResizeResponse, SignalRequest,
-    SignalResponse, Started, StdinRequest, StdinResponse, WaitRequest, WaitResponse, attach_response, stdin_request,
+    SignalResponse, Started, StdinRequest, StdinResponse, StreamKind, WaitRequest, WaitResponse,
+    attach_response, stdin_request,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +20,7 @@ use crate::agent::{self, Agent};
 use crate::container::launch::{self, BadSpec};
 use crate::execution::Execution;
 use crate::execution::input::Input;
+use crate::execution::output::Stream;
 use crate::execution::table::{LookupError, ReserveError, Reserved};
 use crate::execution::terminal;
 
@@ -39,7 +41,9 @@ impl Service {
     async fn find(&self, id: &str) -> Result<Arc<Execution>, Status> {
         self.agent.table.find(id).await.map_err(|error| match error {
             LookupError::Unknown => Status::not_found(error.to_string()),
-            LookupError::NotStarted(_) | LookupError::NeverStarted => Status::failed_precondition(error.to_string()),
+            LookupError::NotStarted(_) | LookupError::NeverStarted => {
+                Status::failed_precondition(error.to_string())
+            }
         })
     }
 }
@@ -63,7 +67,8 @@ impl execution_server::Execution for Service {
             Reserved::Known(outcome) => outcome,
             Reserved::New(starting) => {
                 let outcome = starting.outcome();
-                let limit = Some(request.timeout_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
+                let limit =
+                    Some(request.timeout_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
                 let agent = Arc::clone(&self.agent);
                 // A task of its own: a client that goes away stops nothing half-way.
                 tokio::spawn(agent.run_execution(request.execution_id, spec, limit, running, starting));
@@ -81,11 +86,13 @@ impl execution_server::Execution for Service {
     type AttachStream = ReceiverStream<Result<AttachResponse, Status>>;
 
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
-        let execution = self.find(&request.into_inner().execution_id).await?;
+        let request = request.into_inner();
+        let streams = streams(&request)?;
+        let execution = self.find(&request.execution_id).await?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let attached = Attached::new(&self.agent.attached);
         tokio::spawn(async move {
-            stream(&execution, &sender).await;
+            stream(&execution, &streams, &sender).await;
             // The client drops the stream once it has read the last message.
             sender.closed().await;
             drop(attached);
@@ -93,7 +100,10 @@ impl execution_server::Execution for Service {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn stdin(&self, request: Request<Streaming<StdinRequest>>) -> Result<Response<StdinResponse>, Status> {
+    async fn stdin(
+        &self,
+        request: Request<Streaming<StdinRequest>>,
+    ) -> Result<Response<StdinResponse>, Status> {
         let mut stream = request.into_inner();
         let Some(mut message) = stream.message().await? else {
             return Err(invalid("the first message names the execution"));
@@ -112,7 +122,10 @@ impl execution_server::Execution for Service {
                 Some(stdin_request::Action::Close(false)) => {}
                 Some(stdin_request::Action::Data(data)) => {
                     if data.len() > limits::CHUNK {
-                        return Err(invalid(format_args!("a piece of input has at most {} bytes", limits::CHUNK)));
+                        return Err(invalid(format_args!(
+                            "a piece of input has at most {} bytes",
+                            limits::CHUNK
+                        )));
                     }
                     let count = bounded(&execution, input.write(&data)).await.unwrap_or_default();
                     written += count as u64;
@@ -158,14 +171,33 @@ impl execution_server::Execution for Service {
         let Some(master) = &execution.terminal else {
             return Err(Status::failed_precondition("the execution has no terminal"));
         };
-        terminal::resize(master, size).map_err(|errno| Status::internal(format!("cannot resize: {errno}")))?;
+        terminal::resize(master, size)
+            .map_err(|errno| Status::internal(format!("cannot resize: {errno}")))?;
         Ok(Response::new(ResizeResponse {}))
     }
 }
 
-/// Sends all output and the exit, unless the client goes away before.
-async fn stream(execution: &Execution, sender: &mpsc::Sender<Result<AttachResponse, Status>>) {
-    let mut reader = execution.output.read();
+/// The streams that a client wants.
+fn streams(request: &AttachRequest) -> Result<Vec<Stream>, Status> {
+    if request.streams.is_empty() {
+        return Ok(vec![Stream::Stdout, Stream::Stderr]);
+    }
+    let named = |kind| match kind {
+        StreamKind::Stdout => Ok(Stream::Stdout),
+        StreamKind::Stderr => Ok(Stream::Stderr),
+        StreamKind::Unspecified => Err(invalid("a stream to attach to is not named")),
+    };
+    // An unknown number reads as unspecified.
+    request.streams().map(named).collect()
+}
+
+/// Sends all output of these streams and the exit, unless the client goes away before.
+async fn stream(
+    execution: &Execution,
+    streams: &[Stream],
+    sender: &mpsc::Sender<Result<AttachResponse, Status>>,
+) {
+    let mut reader = execution.output.read(streams);
     let send = |event| sender.send(Ok(AttachResponse { event: Some(event) }));
     loop {
         let output = tokio::select! {

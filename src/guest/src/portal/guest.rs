@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use boxlite_portal::v1::guest_server::Guest;
-use boxlite_portal::v1::{InitRequest, InitResponse, PingRequest, PingResponse, ShutdownRequest, ShutdownResponse};
+use boxlite_portal::v1::{
+    InitRequest, InitResponse, PingRequest, PingResponse, ShutdownRequest, ShutdownResponse,
+};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use tonic::{Request, Response, Status};
@@ -41,7 +43,9 @@ impl Guest for Service {
     async fn init(&self, request: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
         let request = request.into_inner();
         if !valid_hostname(&request.hostname) {
-            return Err(invalid("a host name has 1 to 64 letters, digits, dots and dashes, and starts with no dash"));
+            return Err(invalid(
+                "a host name has 1 to 64 letters, digits, dots and dashes, and starts with no dash",
+            ));
         }
         let clock = time(request.unix_time_nanos)?;
         self.agent.claim_machine().map_err(out_of_order)?;
@@ -52,13 +56,20 @@ impl Guest for Service {
         prepared.await.map_err(|error| Status::internal(error.to_string()))?
     }
 
-    async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
+    async fn shutdown(
+        &self,
+        request: Request<ShutdownRequest>,
+    ) -> Result<Response<ShutdownResponse>, Status> {
         let main = self.shutdown.request(request.into_inner()).await;
         Ok(Response::new(ShutdownResponse { main }))
     }
 }
 
-fn prepare(agent: &Agent, request: &InitRequest, clock: Option<TimeSpec>) -> Result<Response<InitResponse>, Status> {
+fn prepare(
+    agent: &Agent,
+    request: &InitRequest,
+    clock: Option<TimeSpec>,
+) -> Result<Response<InitResponse>, Status> {
     let result = prepare_disks(agent, request);
     let done = agent.machine_prepared(request.hostname.clone(), result);
     done.map_err(|error| Status::internal(console::chain(&error)))?;

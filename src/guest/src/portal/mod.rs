@@ -60,9 +60,15 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::t
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(CALLS)
-        .add_service(guest.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
-        .add_service(container.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
-        .add_service(execution.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE))
+        .add_service(
+            guest.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE),
+        )
+        .add_service(
+            container.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE),
+        )
+        .add_service(
+            execution.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE),
+        )
         .serve_with_incoming(ReceiverStream::new(incoming));
     let result = tokio::select! {
         result = server => result,
@@ -72,7 +78,11 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::t
     result
 }
 
-async fn accept(listener: Listener, connections: Arc<Semaphore>, ready: mpsc::Sender<io::Result<Connection>>) {
+async fn accept(
+    listener: Listener,
+    connections: Arc<Semaphore>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         // Both semaphores are never closed.
@@ -105,7 +115,9 @@ async fn greet(socket: &mut Socket) -> Result<(), hello::HelloError> {
     if matches!(received, Ok(_) | Err(hello::HelloError::Incompatible { .. })) {
         let own = Hello::new(BUILD);
         let answer = hello::send(socket, &own);
-        tokio::time::timeout(limits::HELLO_TIMEOUT, answer).await.map_err(|_| hello::HelloError::Timeout)??;
+        tokio::time::timeout(limits::HELLO_TIMEOUT, answer)
+            .await
+            .map_err(|_| hello::HelloError::Timeout)??;
     }
     received.map(drop)
 }
@@ -124,7 +136,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }

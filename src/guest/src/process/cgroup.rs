@@ -47,7 +47,8 @@ impl Cgroup {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
-        let folder = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(&path)?;
+        let folder =
+            OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(&path)?;
         Ok(Self { path, folder: folder.into() })
     }
 
@@ -125,7 +126,13 @@ fn pidfd_signal(pid: i32, signal: i32) -> nix::Result<()> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: takes integers and a null pointer, which stands for the default information about the sender.
     let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     Errno::result(sent).map(drop)
 }

@@ -256,7 +256,11 @@ impl Program {
         };
         let name = order.args.first().map_or(&[][..], Vec::as_slice);
         let path = order.env.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or_default();
-        Ok(Self { candidates: strings(&candidates(name, path))?, args: strings(&order.args)?, env: strings(&order.env)? })
+        Ok(Self {
+            candidates: strings(&candidates(name, path))?,
+            args: strings(&order.args)?,
+            env: strings(&order.env)?,
+        })
     }
 
     /// Tries each candidate, like execvp(3) but without its detour over a shell.

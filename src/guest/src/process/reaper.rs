@@ -180,7 +180,8 @@ mod tests {
         // It is dead for sure before it is claimed: its end of the pipe is closed.
         let early = reaper.expect();
         let (pid, stdin) = child("exit 7");
-        let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&stdin), nix::poll::PollFlags::empty())];
+        let mut poll =
+            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&stdin), nix::poll::PollFlags::empty())];
         nix::poll::poll(&mut poll, 5000u16).unwrap();
         // Another one, known and slower, is not held up by the unknown one.
         let (known, known_stdin) = child("read line; exit 9");

@@ -196,7 +196,8 @@ impl Executor for FirstProcess {
         // SAFETY: the spawner's descriptor was copied by the forks of libcontainer and is still open (it only set
         // close-on-exec); in this process nobody else owns it.
         let mut channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(self.channel) });
-        let frame = order::receive(&mut channel).map_err(|error| ExecutorError::Execution(Box::new(error)))?;
+        let frame =
+            order::receive(&mut channel).map_err(|error| ExecutorError::Execution(Box::new(error)))?;
         // The end without an order: the box is stopped before its main command was started.
         let Some(Frame { kind: Kind::Main, body, fds }) = frame else {
             // SAFETY: ends this forked process without running exit handlers of the process it was forked from.

@@ -174,9 +174,9 @@ pub(crate) enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The engine's program has ended.
-    #[error("{program} has ended: {status}")]
-    Ended { program: PathBuf, status: ExitStatus },
+    /// The engine's program has ended. `words` is what it said last.
+    #[error("{program} has ended: {status}{}{words}", if words.is_empty() { "" } else { ": " })]
+    Ended { program: PathBuf, status: ExitStatus, words: String },
 }
 
 /// The kernel's command line, to which each engine appends where its devices are.

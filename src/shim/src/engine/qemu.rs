@@ -57,16 +57,56 @@ impl Engine for Qemu {
 
         let mut command = Command::new(&program);
         command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd())?);
-        command.env_clear().current_dir("/").stdin(Stdio::null());
+        command.env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
         child::tie(&mut command, vsock.qemus.as_raw_fd());
         let mut qemu = command.spawn().map_err(failed)?;
         let served = vsock.hand_over();
+        let words = qemu.stderr.take().map(last_words::listen).transpose().map_err(failed)?;
         let status = qemu.wait().map_err(failed)?;
         // The device ends with its socket, after host programs had a short time to read what the guest has sent last.
         if served.join().is_err() {
             tracing::error!("the vsock device has panicked");
         }
-        Err(RunError::Ended { program, status })
+        let words = words.and_then(|words| words.join().ok()).unwrap_or_default();
+        Err(RunError::Ended { program, status, words })
+    }
+}
+
+/// What QEMU writes to its standard error.
+mod last_words {
+    use std::io::{self, Read, Write};
+    use std::thread;
+
+    use crate::text;
+
+    /// The most that is passed on to the log, in bytes: a guest can make QEMU complain for ever.
+    const LOGGED: usize = 256 << 10;
+    /// The most that is quoted, in bytes.
+    const QUOTED: usize = 1 << 10;
+
+    /// Passes it on to the log, and returns the end of it once there is no more.
+    pub(super) fn listen(words: impl Read + Send + 'static) -> io::Result<thread::JoinHandle<String>> {
+        let thread = thread::Builder::new().name("log".into()).stack_size(64 << 10);
+        thread.spawn(move || relay(words, &mut io::stderr()))
+    }
+
+    pub(super) fn relay(mut words: impl Read, log: &mut impl Write) -> String {
+        let (mut left, mut tail, mut buffer) = (LOGGED, Vec::new(), [0; 2 << 10]);
+        loop {
+            match words.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+                Ok(read) => {
+                    let new = &buffer[..read];
+                    // A log that cannot be written has nobody to be told of it.
+                    drop(log.write_all(&new[..read.min(left)]));
+                    left = left.saturating_sub(read);
+                    tail.extend_from_slice(new);
+                    tail.drain(..tail.len().saturating_sub(QUOTED));
+                }
+            }
+        }
+        text::escape(tail.trim_ascii(), QUOTED)
     }
 }
 
@@ -126,6 +166,19 @@ fn find(path: &OsStr) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn what_qemu_says_is_logged_within_bounds_and_its_end_is_quoted() {
+        let mut log = Vec::new();
+        assert_eq!(last_words::relay(&b"no such\x1b file\n"[..], &mut log), "no such\\u{1b} file");
+        assert_eq!(log, b"no such\x1b file\n");
+
+        let flood = [vec![b'x'; 4 << 20], b"the end".to_vec()].concat();
+        let mut log = Vec::new();
+        let words = last_words::relay(flood.as_slice(), &mut log);
+        assert_eq!(log.len(), 256 << 10);
+        assert!(words.ends_with("the end") && words.len() < 2 << 10, "{words}");
+    }
 
     #[test]
     fn the_program_is_the_first_executable_file_of_its_name() {

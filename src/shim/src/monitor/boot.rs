@@ -54,9 +54,8 @@ async fn follow(mut stream: UnixStream, events: &mpsc::Sender<Event>) -> Event {
         };
         match report {
             Some(Report::Step(step)) => {
-                if events.send(Event::Step(text::escape(step.as_bytes(), STEP))).await.is_err() {
-                    break;
-                }
+                // When nobody takes events any more, the box has ended.
+                drop(events.send(Event::Step(text::escape(step.as_bytes(), STEP))).await);
             }
             Some(Report::Ready(ready)) => {
                 let millis = ready.since_kernel_nanos / 1_000_000;

@@ -121,7 +121,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console.log");
         let (read, write) = nix::unistd::pipe().unwrap();
-        nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let tail = Tail::default();
         let task = tokio::spawn(record(read, path.clone(), tail.clone()));
         let chunks: Vec<Vec<u8>> = chunks.iter().map(|chunk| chunk.to_vec()).collect();
@@ -158,7 +157,6 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_cannot_be_written_does_not_stop_the_reading() {
         let (read, write) = nix::unistd::pipe().unwrap();
-        nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let tail = Tail::default();
         let task = tokio::spawn(record(read, "/nonexistent/console.log".into(), tail.clone()));
         tokio::task::spawn_blocking(move || File::from(write).write_all(&vec![b'\n'; 3 << 20]).unwrap())

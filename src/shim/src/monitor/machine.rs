@@ -80,8 +80,8 @@ pub(super) enum Event {
     ShutDown(Option<Exit>),
     /// The agent could not be asked to, or did not answer.
     ShutDownFailed,
-    /// The VMM and all of its children have ended.
-    VmmGone(String),
+    /// The VMM and all of its children have ended, in this way and for these reasons.
+    VmmGone(Vec<String>),
     /// [`Machine::deadline`] has come.
     Deadline,
 }
@@ -208,7 +208,7 @@ fn before_main(phase: Phase, event: Event, now: Duration) -> (Phase, Vec<Action>
             actions.insert(0, Action::PublishStopping);
             (phase, actions)
         }
-        Event::VmmGone(status) => finish(Verdict::Failed(lost(status, "while the box started"))),
+        Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box started"))),
         _ => (phase, Vec::new()),
     }
 }
@@ -231,7 +231,7 @@ fn running(event: Event, now: Duration) -> (Phase, Vec<Action>) {
             messages.extend(causes);
             kill(now, Verdict::Failed(Failure { kind: FailureKind::VmmLost, messages, hint: None }))
         }
-        Event::VmmGone(status) => finish(Verdict::Failed(lost(status, "while the box ran"))),
+        Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box ran"))),
         _ => (Phase::Running, Vec::new()),
     }
 }
@@ -300,12 +300,10 @@ fn times(now: Duration, grace: Duration) -> (Duration, Duration) {
     (kill_main_at, kill_main_at.saturating_add(DRAIN + SLACK))
 }
 
-fn lost(status: String, when: &str) -> Failure {
-    Failure {
-        kind: FailureKind::VmmLost,
-        messages: vec![format!("the virtual machine was lost {when}"), status],
-        hint: None,
-    }
+fn lost(causes: Vec<String>, when: &str) -> Failure {
+    let mut messages = vec![format!("the virtual machine was lost {when}")];
+    messages.extend(causes);
+    Failure { kind: FailureKind::VmmLost, messages, hint: None }
 }
 
 #[cfg(test)]

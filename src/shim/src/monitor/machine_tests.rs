@@ -38,7 +38,7 @@ fn a_box_boots_runs_and_ends_with_its_main_command() {
     );
     assert_eq!(machine.next(Event::ShutDown(Some(Exit::Code(3))), SECOND), [Action::KillVmm]);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(3))));
-    assert_eq!(machine.next(Event::VmmGone("x".into()), SECOND), [finish]);
+    assert_eq!(machine.next(Event::VmmGone(vec!["x".into()]), SECOND), [finish]);
     assert!(machine.has_ended());
 }
 
@@ -49,7 +49,7 @@ fn a_boot_that_takes_too_long_says_what_it_did_last() {
     assert_eq!(machine.deadline(), Some(60 * SECOND));
     assert_eq!(machine.next(Event::Deadline, 59 * SECOND), []);
     assert_eq!(machine.next(Event::Deadline, 60 * SECOND), [Action::KillVmm]);
-    let finish = machine.next(Event::VmmGone("killed".into()), 61 * SECOND);
+    let finish = machine.next(Event::VmmGone(vec!["killed".into()]), 61 * SECOND);
     let [Action::Finish(Verdict::Failed(failure))] = finish.as_slice() else { panic!("{finish:?}") };
     assert_eq!(failure.kind, FailureKind::Boot);
     assert!(failure.messages.concat().contains("mount-base"), "{failure:?}");
@@ -66,7 +66,7 @@ fn the_time_for_the_boot_includes_the_start_of_the_container() {
 #[test]
 fn a_vmm_that_ends_by_itself_is_lost_unless_the_box_was_ending() {
     for mut machine in [booting(), running()] {
-        let finish = machine.next(Event::VmmGone("signal 11".into()), 3 * SECOND);
+        let finish = machine.next(Event::VmmGone(vec!["signal 11".into()]), 3 * SECOND);
         let [Action::Finish(Verdict::Failed(failure))] = finish.as_slice() else { panic!("{finish:?}") };
         assert_eq!(failure.kind, FailureKind::VmmLost);
         assert!(failure.messages.contains(&"signal 11".to_owned()));
@@ -74,7 +74,7 @@ fn a_vmm_that_ends_by_itself_is_lost_unless_the_box_was_ending() {
     let mut ending = running();
     ending.next(Event::MainEnded(Exit::Code(0)), 3 * SECOND);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(0))));
-    assert_eq!(ending.next(Event::VmmGone("x".into()), 3 * SECOND), [finish]);
+    assert_eq!(ending.next(Event::VmmGone(vec!["x".into()]), 3 * SECOND), [finish]);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_start_that_fails_keeps_its_reason_through_the_killing() {
     assert_eq!(machine.next(Event::Failed(failure()), SECOND), [Action::KillVmm]);
     assert_eq!(machine.next(stop(15, 1), SECOND), []);
     let finish = Action::Finish(Verdict::Failed(failure()));
-    assert_eq!(machine.next(Event::VmmGone("killed".into()), SECOND), [finish]);
+    assert_eq!(machine.next(Event::VmmGone(vec!["killed".into()]), SECOND), [finish]);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_stop_before_the_main_command_runs_kills_at_once() {
     let mut machine = booting();
     assert_eq!(machine.next(stop(15, 10), SECOND), [Action::PublishStopping, Action::KillVmm]);
     let finish = Action::Finish(Verdict::Stopped(None));
-    assert_eq!(machine.next(Event::VmmGone("killed".into()), SECOND), [finish]);
+    assert_eq!(machine.next(Event::VmmGone(vec!["killed".into()]), SECOND), [finish]);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn an_agent_that_never_answers_is_given_up() {
     assert_eq!(machine.next(Event::Deadline, 12 * SECOND), []);
     assert_eq!(machine.next(Event::Deadline, 11 * SECOND + DRAIN + SLACK), [Action::KillVmm]);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Signal(9))));
-    assert_eq!(machine.next(Event::VmmGone("killed".into()), 30 * SECOND), [finish]);
+    assert_eq!(machine.next(Event::VmmGone(vec!["killed".into()]), 30 * SECOND), [finish]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn the_exit_code_is_not_lost_when_the_answer_is() {
     machine.next(Event::MainEnded(Exit::Code(7)), 11 * SECOND);
     machine.next(Event::ShutDownFailed, 11 * SECOND);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(7))));
-    assert_eq!(machine.next(Event::VmmGone("killed".into()), 12 * SECOND), [finish]);
+    assert_eq!(machine.next(Event::VmmGone(vec!["killed".into()]), 12 * SECOND), [finish]);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0_u32..64, 0_u32..1000).prop_map(|(signal, grace)| stop(signal, grace)),
         Just(Event::ShutDown(None)),
         Just(Event::ShutDownFailed),
-        Just(Event::VmmGone("gone".into())),
+        Just(Event::VmmGone(vec!["gone".into()])),
         Just(Event::Deadline),
     ]
 }

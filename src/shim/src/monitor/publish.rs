@@ -33,7 +33,7 @@ impl Publisher {
         let update = StatusUpdate { generation: self.updates.borrow().generation + 1, state };
         // The steps of a boot come in quick succession and mean nothing to who comes later.
         if !matches!(update.state, State::Starting { .. }) {
-            tracing::info!(generation = update.generation, state = ?update.state, "the box's state");
+            log(&update.state);
             self.write(&update);
         }
         self.updates.send_replace(update);
@@ -47,6 +47,19 @@ impl Publisher {
     fn write(&self, update: &StatusUpdate) {
         if let Err(error) = write(&self.files, update) {
             tracing::error!(%error, "cannot write the box's state");
+        }
+    }
+}
+
+fn log(state: &State) {
+    match state {
+        State::Starting { step } => tracing::info!(step, "the box starts"),
+        State::Running { .. } => tracing::info!("the box runs"),
+        State::Stopping => tracing::info!("the box stops"),
+        State::Stopped { exit, .. } => tracing::info!(?exit, "the box has stopped"),
+        // The console has a log of its own.
+        State::Failed { error, .. } => {
+            tracing::error!(kind = ?error.kind, error = error.messages.join(": "), "the box has failed");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The process of a box's VMM, and its children.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -15,7 +15,12 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::signal::unix::{self, SignalKind};
 
-use crate::{child, environment};
+use crate::{child, environment, text};
+
+/// The most that a VMM can say, in bytes, in reasons, and in bytes a reason.
+const REASONS: u64 = 64 << 10;
+const MOST_REASONS: usize = 8;
+const REASON: usize = 2 << 10;
 
 /// Why there is no VMM.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +39,7 @@ pub(super) struct Vmm {
     ended: Option<ExitStatus>,
     children: unix::Signal,
     /// The VMM ends when this is closed, also when this process is killed.
-    _lifeline: UnixStream,
+    lifeline: UnixStream,
 }
 
 impl Vmm {
@@ -44,9 +49,6 @@ impl Vmm {
     pub(super) fn spawn(config: &VmmConfig) -> Result<(Self, OwnedFd), SpawnError> {
         let (ours, theirs) = UnixStream::pair()?;
         let (console, output) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
-        // The other end stays as it is: the VMM may write to its console as to any pipe.
-        nix::fcntl::fcntl(&console, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(io::Error::from)?;
         // Nobody reads yet, so this must not wait: a configuration that does not fit into the socket's buffer is an error.
         ours.set_nonblocking(true)?;
         (&ours).write_all(&frame::encode(config)?)?;
@@ -64,7 +66,7 @@ impl Vmm {
         let child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("the VMM has no process id"))?;
-        Ok((Self { child, pid, ended: None, children, _lifeline: ours }, console))
+        Ok((Self { child, pid, ended: None, children, lifeline: ours }, console))
     }
 
     /// The process id.
@@ -83,14 +85,14 @@ impl Vmm {
         }
     }
 
-    /// Waits until the VMM and all of its children have ended: only then are its disks closed. Says how it ended. May be
-    /// cancelled and called again.
-    pub(super) async fn gone(&mut self) -> String {
+    /// Waits until the VMM and all of its children have ended: only then are its disks closed. Says how it ended and why.
+    /// May be cancelled and called again.
+    pub(super) async fn gone(&mut self) -> Vec<String> {
         let status = match self.ended {
             Some(status) => status,
             None => match self.child.wait().await {
                 Ok(status) => *self.ended.insert(status),
-                Err(error) => return format!("nothing is known of the VMM: {error}"),
+                Err(error) => return vec![format!("nothing is known of the VMM: {error}")],
             },
         };
         // Children of the VMM have become children of this process, which is their subreaper.
@@ -105,12 +107,51 @@ impl Vmm {
                 Err(_) => break,
             }
         }
-        format!("the VMM ended: {status}")
+        let mut causes = vec![format!("the VMM ended: {status}")];
+        causes.extend(reasons(&mut &self.lifeline));
+        causes
     }
+}
+
+/// What a VMM has said last. It may have been taken over by its guest, so this is bounded and escaped.
+fn reasons(said: &mut impl Read) -> Vec<String> {
+    let mut length = [0; 4];
+    let mut body = Vec::new();
+    if said.read_exact(&mut length).is_err() {
+        // Most have nothing to say.
+        return Vec::new();
+    }
+    let length = u64::from(u32::from_be_bytes(length)).min(REASONS);
+    // What did not fit, or was cut off, does not decode.
+    drop(said.take(length).read_to_end(&mut body));
+    let reasons: Vec<String> = serde_json::from_slice(&body).unwrap_or_default();
+    reasons.iter().take(MOST_REASONS).map(|reason| text::escape(reason.as_bytes(), REASON)).collect()
 }
 
 impl Drop for Vmm {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_come_back_as_they_were_sent() {
+        let sent = frame::encode(&["the machine did not run", "no \x1b disk"]).unwrap();
+        assert_eq!(reasons(&mut sent.as_slice()), ["the machine did not run", "no \\u{1b} disk"]);
+    }
+
+    #[test]
+    fn silence_noise_and_floods_are_no_reasons() {
+        assert_eq!(reasons(&mut &b""[..]), [""; 0]);
+        assert_eq!(reasons(&mut &b"\xff\xff\xff\xff"[..]), [""; 0]);
+        assert_eq!(reasons(&mut &b"\0\0\0\x02[]"[..]), [""; 0]);
+        let flood = frame::encode(&vec!["x".repeat(1 << 20)]).unwrap();
+        assert_eq!(reasons(&mut flood.as_slice()), [""; 0]);
+        let many = frame::encode(&vec!["x"; 10_000]).unwrap();
+        assert_eq!(reasons(&mut many.as_slice()).len(), MOST_REASONS);
     }
 }
