@@ -113,8 +113,8 @@ fn the_command_is_process_1_and_sees_only_its_own() {
 #[test]
 fn an_image_without_a_shell_or_a_libc_runs() {
     let story = Story::empty();
-    let image = boxlite_tests::layout::single_program("/bin/busybox".as_ref(), "/program");
-    let told = story.boxlite(["run", "--rm"]).arg(image.path()).args(["/program", "echo", "alone"]).run().success();
+    let image = boxlite_tests::layout::single_program("/bin/busybox".as_ref(), "/busybox");
+    let told = story.boxlite(["run", "--rm"]).arg(image.path()).args(["/busybox", "echo", "alone"]).run().success();
     assert_eq!(told.out(), "alone\n");
 }
 

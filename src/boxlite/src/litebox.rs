@@ -131,7 +131,10 @@ impl LiteBox {
     async fn start_with(&self, await_attach: bool) -> Result<()> {
         let monitor = match self.monitor().await? {
             Some(monitor) => monitor,
-            None => self.inner.runtime.start(&self.inner.record, await_attach).await?,
+            None => {
+                self.forget_portal();
+                self.inner.runtime.start(&self.inner.record, await_attach).await?
+            }
         };
         // The monitor keeps the boot time-out; this one only catches a monitor that hangs.
         let limit = self.inner.runtime.boot_timeout.saturating_add(END_DEADLINE);
@@ -191,7 +194,6 @@ impl LiteBox {
         if let Observed::NeverStarted = monitor::observe(&self.inner.files)? {
             self.start().await?;
         }
-        let portal = self.portal().await?;
         let id = new_id()?;
         let timeout = command.timeout.map_or(0, |t| u64::try_from(t.as_millis().max(1)).unwrap_or(u64::MAX));
         let request = v1::ExecRequest {
@@ -199,14 +201,33 @@ impl LiteBox {
             process: Some(self.process(&command)),
             timeout_millis: timeout,
         };
-        let answer = rpc::call("cannot run a command", portal.execution().exec(request)).await;
-        let answer = answer.inspect_err(|error| self.forget_portal(error))?;
+        let (portal, answer) = self.call_exec(request).await?;
         match answer.outcome {
             Some(v1::exec_response::Outcome::Started(_)) => {
                 Ok(Execution::attach(portal, id, command.stdin.then_some(OnDrop::Close)))
             }
             Some(v1::exec_response::Outcome::Failure(failure)) => Err(rpc::not_started(&command.command, &failure)),
             None => Err(Error::new(ErrorKind::Portal, "the box gave an empty answer")),
+        }
+    }
+
+    /// Asks for an execution; once more on a new connection when the one that was there has broken. That starts nothing
+    /// twice, since the id is ours.
+    async fn call_exec(&self, request: v1::ExecRequest) -> Result<(Portal, v1::ExecResponse)> {
+        let mut again = true;
+        loop {
+            let portal = self.portal().await?;
+            match rpc::call("cannot run a command", portal.execution().exec(request.clone())).await {
+                Ok(answer) => return Ok((portal, answer)),
+                Err(error) if error.kind() == ErrorKind::Portal => {
+                    self.forget_portal();
+                    if !again {
+                        return Err(error);
+                    }
+                    again = false;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -268,10 +289,8 @@ impl LiteBox {
     }
 
     /// A connection that failed is not used again.
-    fn forget_portal(&self, error: &Error) {
-        if error.kind() == ErrorKind::Portal {
-            *self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+    fn forget_portal(&self) {
+        *self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits until the main command has ended, and returns its exit code: 0 to 255, or 128 plus the number of the

@@ -33,18 +33,24 @@ use crate::process::cgroup::Cgroup;
 use crate::process::client::{SpawnError, Spawned, SpawnerClient};
 use crate::process::reaper::Reaper;
 
-/// Where the agent keeps its things.
+/// What depends on where the agent runs.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct Settings {
     /// A folder of its own, in memory.
     pub run: PathBuf,
     /// The cgroup hierarchy.
     pub cgroups: PathBuf,
+    /// How many files a process of the container may open, unless the caller says otherwise.
+    pub open_files: u64,
 }
 
-impl Default for Layout {
+impl Default for Settings {
     fn default() -> Self {
-        Self { run: PathBuf::from("/run/boxlite"), cgroups: PathBuf::from("/sys/fs/cgroup") }
+        Self {
+            run: PathBuf::from("/run/boxlite"),
+            cgroups: PathBuf::from("/sys/fs/cgroup"),
+            open_files: 1_048_576,
+        }
     }
 }
 
@@ -90,8 +96,8 @@ pub enum CreateError {
 pub struct Agent {
     /// When it started.
     pub started: Instant,
-    /// Where it keeps its things.
-    pub layout: Layout,
+    /// What depends on where it runs.
+    pub settings: Settings,
     /// Who reaps.
     pub reaper: Reaper,
     /// All executions.
@@ -156,11 +162,11 @@ impl Agent {
     ///
     /// # Errors
     /// When the spawner's socket cannot be registered.
-    pub fn new(layout: Layout, reaper: Reaper, spawner: StdStream) -> io::Result<Arc<Self>> {
+    pub fn new(settings: Settings, reaper: Reaper, spawner: StdStream) -> io::Result<Arc<Self>> {
         let (table, main) = Table::new();
         Ok(Arc::new(Self {
             started: Instant::now(),
-            layout,
+            settings,
             spawner: SpawnerClient::start(spawner, reaper.clone())?,
             reaper,
             table,
@@ -267,20 +273,20 @@ impl Agent {
         hostname: String,
         root: PathBuf,
     ) -> Result<Created, CreateError> {
-        let bundle = self.layout.run.join("bundle");
+        let bundle = self.settings.run.join("bundle");
         std::fs::create_dir_all(&bundle).map_err(CreateError::Prepare)?;
-        let bound = files::write(&self.layout.run.join("etc"), &hostname).map_err(CreateError::Prepare)?;
+        let bound = files::write(&self.settings.run.join("etc"), &hostname).map_err(CreateError::Prepare)?;
         let spec = spec::build(&root, &hostname, &bound).map_err(CreateError::Describe)?;
         spec.save(bundle.join("config.json")).map_err(CreateError::Describe)?;
         // It exists before libcontainer looks for it, so libcontainer only adds the process.
-        let cgroup = Cgroup::container(&self.layout.cgroups).map_err(CreateError::Prepare)?;
+        let cgroup = Cgroup::container(&self.settings.cgroups).map_err(CreateError::Prepare)?;
         let root = Root::open(&root).map_err(CreateError::Prepare)?;
         let (channel, there) = StdStream::pair().map_err(CreateError::Prepare)?;
         channel.set_nonblocking(true).map_err(CreateError::Prepare)?;
         let channel = UnixStream::from_std(channel).map_err(CreateError::Prepare)?;
         let process = self.spawner.create(&bundle, there.into()).await.map_err(CreateError::Create)?;
         let running = Running {
-            frame: Frame { capabilities, hostname },
+            frame: Frame { capabilities, hostname, open_files: self.settings.open_files },
             root,
             cgroup: Arc::new(cgroup),
             first: process.pid,

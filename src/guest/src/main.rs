@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::panic::PanicHookInfo;
 
-use boxlite_guest::agent::{Agent, Layout};
+use boxlite_guest::agent::{Agent, Settings};
 use boxlite_guest::boot::report::{self, Channel};
 use boxlite_guest::boot::{machine, mounts};
 use boxlite_guest::process::reaper::Reaper;
@@ -36,13 +36,14 @@ fn run() -> Result<(), Box<dyn Error>> {
     // As early as a socket can be had, so that the host knows of every later step.
     let mut boot = Channel::open()?;
 
-    // Before the spawner is forked, which inherits the limits.
+    // Before the spawner is forked, which inherits both.
     boot.step("limits")?;
     machine::raise_limits()?;
+    machine::protect_from_oom()?;
 
     // Before the container, which finds the controllers enabled and its network there.
     boot.step("cgroups")?;
-    cgroup::enable_controllers(&Layout::default().cgroups)?;
+    cgroup::enable_controllers(&Settings::default().cgroups)?;
     boot.step("loopback")?;
     machine::loopback_up()?;
 
@@ -62,7 +63,7 @@ async fn serve(boot: Channel, spawner: Spawner) -> Result<(), Box<dyn Error>> {
     let reaping = tokio::spawn(reaper.run()?);
     // Without the spawner the box can start nothing; better no box than such a one.
     let lost = reaper.expect().claim(spawner.pid);
-    let agent = Agent::new(Layout::default(), reaper, spawner.socket)?;
+    let agent = Agent::new(Settings::default(), reaper, spawner.socket)?;
     // Before the host is told, which then connects at once.
     let listener = Listener::vsock(ports::PORTAL)?;
     boot.ready()?;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::console;
 use crate::execution::Execution;
+use crate::execution::output::Output;
 
 /// How long executions may take to end once the first process of their namespace has been killed.
 const END: Duration = Duration::from_secs(10);
@@ -129,6 +130,10 @@ impl Shutdown {
 
 async fn end(agent: &Agent, mut plan: watch::Receiver<Plan>) -> Option<Exit> {
     let main = agent.close().await;
+    // Whoever starts a box to read its output may come after the end of a short command. A box that is stopped from
+    // outside waits for nobody who has not come.
+    let unread =
+        main.as_ref().filter(|main| main.exit.borrow().is_some()).map(|main| Arc::clone(&main.output));
     let exit = match &main {
         Some(main) => Some(end_main(agent, main, &mut plan).await),
         None => None,
@@ -137,7 +142,7 @@ async fn end(agent: &Agent, mut plan: watch::Receiver<Plan>) -> Option<Exit> {
     if tokio::time::timeout(END, agent.table.all_ended()).await.is_err() {
         console::line(format_args!("some executions did not end"));
     }
-    drain(agent, &mut plan).await;
+    drain(agent, unread.as_deref(), &mut plan).await;
     let discard = plan.borrow().discard;
     if let Some(disks) = agent.take_disks()
         && !discard
@@ -173,15 +178,22 @@ fn send(agent: &Agent, main: &Execution, signal: i32) {
     }
 }
 
-/// Waits until no client is attached any more.
-async fn drain(agent: &Agent, plan: &mut watch::Receiver<Plan>) {
+/// Waits until the output that was held for its readers has had them, and no client is attached any more.
+async fn drain(agent: &Agent, unread: Option<&Output>, plan: &mut watch::Receiver<Plan>) {
     let since = Instant::now();
     let mut attached = agent.attached.subscribe();
+    let all_read = async {
+        if let Some(output) = unread {
+            output.read_by_all().await;
+        }
+        // Whether nobody is attached or nobody counts any more: there is no one to wait for.
+        drop(attached.wait_for(|count| *count == 0).await);
+    };
+    tokio::pin!(all_read);
     loop {
         let until = since + plan.borrow_and_update().drain;
         tokio::select! {
-            // Whether nobody is attached or nobody counts any more: there is no one to wait for.
-            _ = attached.wait_for(|count| *count == 0) => return,
+            () = &mut all_read => return,
             changed = plan.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(until) => return,
         }

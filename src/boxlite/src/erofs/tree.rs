@@ -240,11 +240,6 @@ impl Tree {
         self.dir(dir).parent
     }
 
-    /// Names in use.
-    pub(crate) fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
     /// Puts a directory, in place of what has the name; an existing directory keeps what is in it.
     pub(crate) fn put_dir(
         &mut self,

@@ -404,7 +404,6 @@ fn read_document(what: &str, from: impl Read) -> Result<Vec<u8>, ImageError> {
 /// A tar file and where its members are.
 #[derive(Debug)]
 struct TarFile {
-    file: Arc<File>,
     members: HashMap<Vec<u8>, Member>,
 }
 
@@ -444,10 +443,11 @@ impl TarFile {
         let mut tar = TarReader::new(FileSource::new(file.clone(), length));
         let mut members = HashMap::new();
         let archive_error = |error| match error {
-            LayerError::Tar(TarError::Checksum { at: 0 } | TarError::Truncated) if length < 512 => {
+            // Not even the first header: this never was one.
+            LayerError::Tar(TarError::Checksum { at: 0 }) => {
                 ImageError::Unknown { path: path.to_owned(), reason: "it is no tar archive".into() }
             }
-            LayerError::Tar(TarError::Checksum { at: 0 }) => {
+            LayerError::Tar(TarError::Truncated) if length < 512 => {
                 ImageError::Unknown { path: path.to_owned(), reason: "it is no tar archive".into() }
             }
             error => ImageError::Archive(error),
@@ -476,7 +476,7 @@ impl TarFile {
                 return Err(ImageError::Archive(LayerError::Limit { what: "members", limit }));
             }
         }
-        Ok(Self { file, members })
+        Ok(Self { members })
     }
 
     fn find(&self, name: &[u8]) -> Option<Section> {

@@ -308,7 +308,7 @@ pub enum EntryError {
     #[error("it would replace the root folder")]
     Root,
     /// A part of the path was made a file by the same layer.
-    #[error("`{0}` folders up is a file of the same layer", depth)]
+    #[error("its path leads through a file of the same layer, {depth} from the end")]
     NotADirectory {
         /// How far up.
         depth: usize,

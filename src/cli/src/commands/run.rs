@@ -22,11 +22,10 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitC
 async fn attached(created: &LiteBox, interactive: bool) -> Result<i32, Failure> {
     let execution = created.start_attached().await?;
     match streams::connect(execution, interactive).await {
-        // The stream broke: the monitor knows whether the command had ended.
+        // A stream broke, so output may be missing, whatever the exit code. The monitor knows why.
         Err(Failure::Library(error)) => match created.wait().await {
-            Ok(code) => Ok(code),
             Err(cause) if cause.kind() == boxlite::ErrorKind::Engine => Err(cause.into()),
-            Err(_) => Err(error.into()),
+            _ => Err(error.into()),
         },
         outcome => outcome,
     }

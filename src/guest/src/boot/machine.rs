@@ -21,6 +21,15 @@ pub fn raise_limits() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, NOFILE, NOFILE)?)
 }
 
+/// Has everything else killed before the agent and what it forks when memory runs out: without them the box can start
+/// nothing any more. Processes of the container lift it for themselves.
+///
+/// # Errors
+/// What the system says.
+pub fn protect_from_oom() -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", "-1000")
+}
+
 /// Brings the loopback interface up, and lets every user of the container open low ports and send pings, as Docker does.
 ///
 /// # Errors

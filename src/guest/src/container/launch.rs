@@ -7,8 +7,6 @@ use crate::process::order::{Limit, Order};
 
 /// Where programs are looked for unless the environment says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Open files of every process, unless the caller says otherwise.
-const NOFILE: u64 = 1_048_576;
 /// The most entries in a list of a process specification.
 const MAX_ENTRIES: usize = 16_384;
 
@@ -45,6 +43,8 @@ pub struct Frame {
     pub capabilities: u64,
     /// The value of HOSTNAME.
     pub hostname: String,
+    /// The limit of open files.
+    pub open_files: u64,
 }
 
 /// Checks all that can be checked without the container.
@@ -69,7 +69,7 @@ pub fn check(spec: &ProcessSpec) -> Result<(), BadSpec> {
     if let Some(size) = &spec.terminal {
         terminal_size(size)?;
     }
-    limits(&spec.rlimits).map(drop)
+    limits(&spec.rlimits, 0).map(drop)
 }
 
 /// A terminal's size as the kernel takes it.
@@ -107,7 +107,7 @@ pub fn order(spec: &ProcessSpec, frame: &Frame, root: &Root) -> Result<Order, St
         gid: identity.gid,
         groups: identity.groups,
         capabilities: frame.capabilities,
-        rlimits: limits(&spec.rlimits).unwrap_or_default(),
+        rlimits: limits(&spec.rlimits, frame.open_files).unwrap_or_default(),
         terminal: spec.terminal.is_some(),
     })
 }
@@ -131,8 +131,8 @@ fn environment(spec: &ProcessSpec, frame: &Frame, home: &[u8]) -> Vec<Vec<u8>> {
     env
 }
 
-fn limits(asked: &[Rlimit]) -> Result<Vec<Limit>, BadSpec> {
-    let mut limits = vec![Limit { resource: libc::RLIMIT_NOFILE, soft: NOFILE, hard: NOFILE }];
+fn limits(asked: &[Rlimit], open_files: u64) -> Result<Vec<Limit>, BadSpec> {
+    let mut limits = vec![Limit { resource: libc::RLIMIT_NOFILE, soft: open_files, hard: open_files }];
     if asked.len() > MAX_ENTRIES {
         return Err(BadSpec::TooMany("the list of resource limits"));
     }
@@ -177,7 +177,7 @@ mod tests {
     use boxlite_portal::v1::TerminalSize;
 
     fn frame() -> Frame {
-        Frame { capabilities: 0, hostname: "box".into() }
+        Frame { capabilities: 0, hostname: "box".into(), open_files: 7 }
     }
 
     fn env_of(spec: &ProcessSpec) -> Vec<String> {
@@ -202,8 +202,8 @@ mod tests {
 
     #[test]
     fn a_named_limit_replaces_the_default_one() {
-        let ask = |name: &str, soft, hard| limits(&[Rlimit { name: name.into(), soft, hard }]);
-        assert_eq!(limits(&[]).unwrap().len(), 1);
+        let ask = |name: &str, soft, hard| limits(&[Rlimit { name: name.into(), soft, hard }], 7);
+        assert_eq!(limits(&[], 7).unwrap(), [Limit { resource: libc::RLIMIT_NOFILE, soft: 7, hard: 7 }]);
         assert_eq!(
             ask("RLIMIT_NOFILE", 1, 2).unwrap(),
             [Limit { resource: libc::RLIMIT_NOFILE, soft: 1, hard: 2 }]

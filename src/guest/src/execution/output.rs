@@ -8,8 +8,8 @@
 //! * A reader starts at the oldest byte kept. What every reader has passed stays in the backlog for later ones until
 //!   its place is needed.
 //! * As long as somebody reads, nothing unread is dropped: the pump stops, the pipe fills, the process waits.
-//! * As long as nobody has ever read, the output waits as well if it was made to hold; else the oldest is dropped. Once
-//!   the last reader has left, the oldest is dropped.
+//! * As long as nobody has ever read a stream, it waits as well if it was made to hold; else its oldest is dropped. Once
+//!   its last reader has left, its oldest is dropped.
 //! * When the process has ended, what the pipe still holds must fit in any case, so that the end is known even if nobody
 //!   reads; so the capacity grows by the size of a pipe.
 //! * Once cut, what still comes is read and thrown away, so that a descendant that kept the pipe is not ended by it.
@@ -24,6 +24,8 @@ use super::backlog::Backlog;
 
 /// How much of a stream is kept.
 pub const CAPACITY: usize = 256 << 10;
+/// The position of a reader in a stream that it does not want.
+const NOT_READ: u64 = u64::MAX;
 /// What a pipe holds by default.
 const PIPE: usize = 64 << 10;
 
@@ -50,18 +52,19 @@ pub struct Output {
 struct State {
     backlogs: [Backlog; 2],
     open: [bool; 2],
-    /// Positions of each reader.
+    /// Positions of each reader; [`NOT_READ`] for a stream that it does not want.
     readers: Vec<(u64, [u64; 2])>,
     next_reader: u64,
-    hold: bool,
+    /// Streams that wait for their first reader.
+    hold: [bool; 2],
     cut: bool,
 }
 
 impl State {
     /// The oldest position of a stream that may not be dropped.
     fn needed(&self, stream: usize) -> Option<u64> {
-        let oldest = self.readers.iter().map(|(_, positions)| positions[stream]).min();
-        oldest.or(self.hold.then_some(0))
+        let positions = self.readers.iter().map(|(_, positions)| positions[stream]);
+        positions.filter(|position| *position != NOT_READ).min().or(self.hold[stream].then_some(0))
     }
 }
 
@@ -70,6 +73,7 @@ impl Output {
     pub fn new(streams: &[Stream], hold: bool) -> Arc<Self> {
         let open = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
         let backlogs = [Backlog::new(CAPACITY), Backlog::new(CAPACITY)];
+        let hold = open.map(|open| open && hold);
         let state = State { backlogs, open, readers: Vec::new(), next_reader: 0, hold, cut: false };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -133,6 +137,16 @@ impl Output {
         }
     }
 
+    /// Waits until each stream that was made to hold has had a reader.
+    pub async fn read_by_all(&self) {
+        let mut news = self.news.subscribe();
+        while self.locked(|state| state.hold != [false; 2]) {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Ends both streams here and now, whoever may still write to them.
     pub fn cut(&self) {
         self.locked(|state| {
@@ -164,14 +178,17 @@ impl Output {
         let id = self.locked(|state| {
             let id = state.next_reader;
             state.next_reader += 1;
-            // What it does not want it has read for ever.
             let position =
-                |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { u64::MAX };
+                |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { NOT_READ };
             let positions = [position(0), position(1)];
             state.readers.push((id, positions));
-            state.hold = false;
+            for stream in 0..2 {
+                state.hold[stream] &= !wanted[stream];
+            }
             id
         });
+        // Others may wait for the first reader.
+        self.news.send_replace(());
         Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
     }
 }
@@ -325,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_reader_of_one_stream_neither_gets_nor_holds_up_the_other() {
-        let output = Output::new(&BOTH, true);
+        let output = Output::new(&BOTH, false);
         let mut reader = output.read(&[Stream::Stderr]);
         output.push(Stream::Stdout, &vec![1; CAPACITY]);
         assert_eq!(now(output.room(Stream::Stdout)), Some(CAPACITY));
@@ -333,6 +350,35 @@ mod tests {
         output.close(Stream::Stderr);
         assert_eq!(now(reader.next()).unwrap().unwrap().data, &b"e"[..]);
         assert_eq!(now(reader.next()).unwrap(), None, "the other stream is still open");
+    }
+
+    #[test]
+    fn who_waits_for_room_is_told_when_a_reader_of_the_other_stream_comes() {
+        let output = Output::new(&BOTH, true);
+        fill(&output);
+        let mut room = pin!(output.room(Stream::Stdout));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        let _reader = output.read(&[Stream::Stderr]);
+        assert!(room.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[test]
+    fn each_held_stream_waits_for_a_reader_of_its_own() {
+        let output = Output::new(&BOTH, true);
+        let first = output.read(&[Stream::Stdout]);
+        output.push(Stream::Stderr, &vec![1; CAPACITY]);
+        assert_eq!(now(output.room(Stream::Stderr)), None);
+        assert_eq!(now(output.read_by_all()), None);
+        drop(first);
+        let mut second = output.read(&[Stream::Stderr]);
+        assert_eq!(now(output.read_by_all()), Some(()));
+        assert_eq!(now(second.next()).unwrap().unwrap().offset, 0);
+    }
+
+    #[test]
+    fn an_output_that_is_not_held_waits_for_nobody() {
+        assert_eq!(now(Output::new(&BOTH, false).read_by_all()), Some(()));
     }
 
     #[test]

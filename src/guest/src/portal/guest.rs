@@ -85,7 +85,7 @@ fn prepare(
 
 fn prepare_disks(agent: &Agent, request: &InitRequest) -> Result<Disks, crate::disks::DiskError> {
     let (image, writable) = (PathBuf::from(&request.image_device), PathBuf::from(&request.writable_device));
-    Disks::mount(&agent.layout.run, &image, &writable)
+    Disks::mount(&agent.settings.run, &image, &writable)
 }
 
 /// The wall clock; `None` leaves it alone.

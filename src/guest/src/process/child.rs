@@ -126,7 +126,7 @@ pub fn execute_main(order: &[u8], status: OwnedFd, stdio: [OwnedFd; 3]) -> ! {
     report(&mut status, failed)
 }
 
-/// Lifts what protects the spawner from the out-of-memory killer.
+/// Lifts what protects the agent and the spawner from the out-of-memory killer.
 fn undo_protection() -> nix::Result<()> {
     match std::fs::write("/proc/self/oom_score_adj", "0") {
         Ok(()) => Ok(()),
@@ -198,10 +198,14 @@ fn become_program(order: &[u8], status: &mut File, stdio: [OwnedFd; 3]) -> Resul
 
 /// Signal handling as a new program expects it: nothing blocked, nothing ignored.
 fn reset_signals() -> nix::Result<()> {
+    // The kernel's struct sigaction: all zero is the default disposition. Not through the C library, which keeps two
+    // signals for itself.
+    let default = [0_u64; 4];
+    let none = std::ptr::null::<u64>();
     for signal in 1..=64 {
-        // SAFETY: sets a default disposition. The two signals that have none to set, and the two that the C library
-        // keeps for itself, fail with EINVAL, which is as good.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads the struct, which lives during the call and is as large as on any architecture. The
+        // two signals whose disposition cannot be set fail with EINVAL, which is as good.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>()) };
     }
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
@@ -275,6 +279,9 @@ impl Program {
                 errno @ (Errno::ENOENT | Errno::ENOTDIR) => {
                     if exists(candidate) {
                         return Err(Failed { step: Step::Interpreter, errno });
+                    }
+                    if failed.step == Step::Find {
+                        failed.errno = errno;
                     }
                 }
                 // The next folder may have one that may be executed; if not, this is the reason to give.

@@ -77,8 +77,6 @@ fn run(mut socket: UnixStream) -> io::Result<()> {
     // Whoever may trace this process could leave the container through it.
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::prctl::set_name(c"spawner")?;
-    // Without it the box could start nothing any more, so anything else is to be killed first.
-    std::fs::write("/proc/self/oom_score_adj", "-1000")?;
     let mut container: Option<OwnedFd> = None;
     while let Some(Frame { kind, body, fds }) = order::receive(&mut socket)? {
         let reply = match (kind, &container) {
