@@ -23,8 +23,8 @@
 #![deny(missing_docs)]
 
 mod files;
-mod socket_path;
 pub mod frame;
+mod socket_path;
 mod spec;
 mod status;
 

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn a_socket_in_a_very_deep_folder_can_be_bound_and_connected() {
-        let folder = std::env::temp_dir().join(format!("boxlite-{}", std::process::id())).join("d".repeat(150));
+        let folder =
+            std::env::temp_dir().join(format!("boxlite-{}", std::process::id())).join("d".repeat(150));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("portal.sock");
         let short = SocketPath::new(&path).unwrap();

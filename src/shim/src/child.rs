@@ -27,18 +27,48 @@ pub(crate) fn die_with(parent: u32) -> io::Result<()> {
     }
 }
 
-/// Has `command` start a process that dies with this one and inherits the descriptor `keep`, which has to stay open until
+/// Has `command` start a process that dies with this one. It inherits the descriptor `keep`, which has to stay open until
 /// then.
-pub(crate) fn tie(command: &mut Command, keep: RawFd) {
+pub(crate) fn tie(command: &mut Command, keep: Option<RawFd>) {
     let parent = std::process::id();
     // SAFETY: the closure runs between fork and exec, makes system calls only, and allocates nothing: its errors are bare
-    // errno values.
+    // errno values. A descriptor that is not open any more is an error of fcntl.
     unsafe {
         command.pre_exec(move || {
-            if libc::fcntl(keep, libc::F_SETFD, 0) == -1 {
+            if let Some(keep) = keep
+                && libc::fcntl(keep, libc::F_SETFD, 0) == -1
+            {
                 return Err(io::Error::last_os_error());
             }
             die_with(parent)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_tied_child_inherits_what_is_to_be_kept_and_nothing_else() {
+        let (kept, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        // readlink(1) opens nothing itself, so what it finds is what it was given.
+        let found = |file: &std::fs::File| {
+            let mut command = Command::new("readlink");
+            command.arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            tie(&mut command, Some(kept.as_raw_fd()));
+            command.status().unwrap().success()
+        };
+        assert!(found(&kept));
+        assert!(!found(&other));
+    }
+
+    #[test]
+    fn a_child_of_another_parent_is_not_started() {
+        let mut command = Command::new("/bin/true");
+        // SAFETY: makes system calls only.
+        unsafe { command.pre_exec(|| die_with(1 << 30)) };
+        assert_eq!(command.spawn().unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 }

@@ -189,6 +189,8 @@ impl Output {
         });
         // Others may wait for the first reader.
         self.news.send_replace(());
+        // It may not want the stream that was held up for it.
+        self.space.send_replace(());
         Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
     }
 }

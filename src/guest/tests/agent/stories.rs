@@ -414,7 +414,7 @@ stories! {
 
     async fn signals_reach_the_first_process_or_all(bench) {
         let agent = bench.idle().await;
-        let script = "trap 'echo trapped; exit 5' TERM; echo ready; (sleep 1000; echo child) & while :; do sleep 0.01; done";
+        let script = "trap 'echo trapped; exit 5' TERM; (sleep 1000; echo child) & echo ready; while :; do sleep 0.01; done";
         agent.exec("x", sh(script)).await.expect("it starts");
         // Only a shell that has set its trap says ready.
         let request = AttachRequest { execution_id: "x".into(), ..Default::default() };

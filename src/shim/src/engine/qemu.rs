@@ -58,7 +58,7 @@ impl Engine for Qemu {
         let mut command = Command::new(&program);
         command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd())?);
         command.env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
-        child::tie(&mut command, vsock.qemus.as_raw_fd());
+        child::tie(&mut command, Some(vsock.qemus.as_raw_fd()));
         let mut qemu = command.spawn().map_err(failed)?;
         let served = vsock.hand_over();
         let words = qemu.stderr.take().map(last_words::listen).transpose().map_err(failed)?;

@@ -1,7 +1,7 @@
 //! The process of a box's VMM, and its children.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -53,15 +53,13 @@ impl Vmm {
         ours.set_nonblocking(true)?;
         (&ours).write_all(&frame::encode(config)?)?;
 
-        let theirs = OwnedFd::from(theirs);
-        let standard_input = theirs.as_raw_fd();
         let mut command = Command::new("/proc/self/exe");
         command.arg0("boxlite-shim").arg("vmm").env_clear().current_dir("/").process_group(0);
         if let Some(filter) = std::env::var_os(environment::LOG) {
             command.env(environment::LOG, filter);
         }
-        child::tie(&mut command, standard_input);
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::from(output));
+        child::tie(&mut command, None);
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(output));
         let children = unix::signal(SignalKind::child())?;
         let child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
