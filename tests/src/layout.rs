@@ -27,7 +27,8 @@ pub fn of_layers(layers: &[Vec<u8>], config: &serde_json::Value) -> tempfile::Te
         fs::write(blobs.join(&digest), bytes).expect("a blob");
         json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
     };
-    let tars: Vec<_> = layers.iter().map(|bytes| put("application/vnd.oci.image.layer.v1.tar", bytes)).collect();
+    let tars: Vec<_> =
+        layers.iter().map(|bytes| put("application/vnd.oci.image.layer.v1.tar", bytes)).collect();
     let ids: Vec<_> = tars.iter().map(|layer| layer["digest"].clone()).collect();
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": config,

@@ -91,7 +91,7 @@ pub fn qemu_arguments(disk: &Path, console: &Path, mode: &str, cpus: u8) -> Vec<
         "-accel",
         "tcg",
         "-cpu",
-        "max",
+        "max,erms=off",
         "-nodefaults",
         "-no-user-config",
         "-display",

@@ -20,7 +20,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("boxlite-shim", &["boxlite-control", "boxlite-portal", "boxlite-vsock", "libkrun-sys"]),
     ("boxlite-guest", &["boxlite-portal"]),
     ("boxlite-cli", &["boxlite"]),
-    ("boxlite-tests", &["boxlite", "boxlite-control", "boxlite-portal", "boxlite-raw-guest", "boxlite-vsock"]),
+    (
+        "boxlite-tests",
+        &["boxlite", "boxlite-control", "boxlite-portal", "boxlite-raw-guest", "boxlite-vsock"],
+    ),
     ("boxlite-raw-guest", &[]),
 ];
 

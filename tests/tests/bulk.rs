@@ -57,8 +57,13 @@ fn what_goes_through_cat_comes_back_unchanged_in_bounded_memory() {
         count += length;
         if looked.elapsed() > Duration::from_millis(200) {
             looked = Instant::now();
-            peak = story.processes().iter().filter(|(_, line)| !line.contains("qemu")).map(|(pid, _)| peak_kib(*pid))
-                .chain([peak_kib(run.pid())]).fold(peak, u64::max);
+            peak = story
+                .processes()
+                .iter()
+                .filter(|(_, line)| !line.contains("qemu"))
+                .map(|(pid, _)| peak_kib(*pid))
+                .chain([peak_kib(run.pid())])
+                .fold(peak, u64::max);
         }
     }
     assert!(run.wait().success());

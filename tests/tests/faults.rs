@@ -26,7 +26,8 @@ enum Victim {
 fn nothing_is_left_after(victim: Victim, moment: Moment) {
     let story = Story::with_busybox();
     let script = "echo at work; while :; do sleep 1; done";
-    let mut run = story.boxlite(["run", "--rm", "--name", "victim", "busybox", "sh", "-c", script]).start_piped();
+    let mut run =
+        story.boxlite(["run", "--rm", "--name", "victim", "busybox", "sh", "-c", script]).start_piped();
     match moment {
         // The VMM is the last process to come: the guest's kernel boots now.
         Moment::Boot => drop(story.role("vmm")),

@@ -77,11 +77,15 @@ fn executions_run_side_by_side_and_are_killed_apart() {
         assert_eq!(cat.wait().await.unwrap().exit_code, 0);
         sleeper.kill().await.unwrap();
         assert_eq!(sleeper.wait().await.unwrap().exit_code, -9);
-        let slow = BoxCommand::new("sh").args(["-c", "sleep 1000 & wait"]).timeout(Duration::from_millis(500));
+        let slow =
+            BoxCommand::new("sh").args(["-c", "sleep 1000 & wait"]).timeout(Duration::from_millis(500));
         let result = sandbox.exec(slow).await.unwrap().wait().await.unwrap();
         assert!(result.timed_out);
         // The first process of this box is a shell that reaps nobody, so the dead stay visible.
-        let mut left = sandbox.exec(BoxCommand::new("sh").args(["-c", "ps -o stat,args | grep -v '^Z' | grep -c '[s]leep'"])).await.unwrap();
+        let mut left = sandbox
+            .exec(BoxCommand::new("sh").args(["-c", "ps -o stat,args | grep -v '^Z' | grep -c '[s]leep'"]))
+            .await
+            .unwrap();
         assert_eq!(left.stdout().unwrap().read_to_end(100).await, b"0\n");
         let many: Vec<_> = (0..20)
             .map(|n: i32| {

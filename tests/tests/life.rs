@@ -44,12 +44,15 @@ fn exit_codes_of_exec_are_those_of_docker() {
 #[test]
 fn an_exec_has_the_settings_of_the_box_and_its_own() {
     let story = Story::with_busybox();
-    let _run = story.boxlite(["run", "-i", "--rm", "-e", "A=box", "-e", "B=box", "-w", "/tmp", "busybox", "cat"]).start();
+    let _run = story
+        .boxlite(["run", "-i", "--rm", "-e", "A=box", "-e", "B=box", "-w", "/tmp", "busybox", "cat"])
+        .start();
     let id = story.until_status("running")["id"].as_str().unwrap().to_owned();
     let script = "echo $A $B $(pwd) $(id -un)";
     let told = story.boxlite(["exec", "-e", "B=exec", &id[..6], "sh", "-c", script]).run().success();
     assert_eq!(told.out(), "box exec /tmp root\n");
-    let told = story.boxlite(["exec", "-w", "/etc", "-u", "www-data", &id, "sh", "-c", script]).run().success();
+    let told =
+        story.boxlite(["exec", "-w", "/etc", "-u", "www-data", &id, "sh", "-c", script]).run().success();
     assert_eq!(told.out(), "box box /etc www-data\n");
 }
 
@@ -73,7 +76,8 @@ fn a_stopped_box_stays_with_its_exit_code_until_it_is_removed() {
 fn the_main_command_ends_by_sigterm_when_it_wants_to() {
     let story = Story::with_busybox();
     let script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
-    let mut run = story.boxlite(["run", "--rm", "--name", "polite", "busybox", "sh", "-c", script]).start_piped();
+    let mut run =
+        story.boxlite(["run", "--rm", "--name", "polite", "busybox", "sh", "-c", script]).start_piped();
     let mut stdout = run.child.stdout.take().unwrap();
     let mut first = [0; 6];
     std::io::Read::read_exact(&mut stdout, &mut first).unwrap();
@@ -137,7 +141,9 @@ fn several_boxes_run_side_by_side_in_one_home() {
         story.boxes().iter().filter(|info| info["status"] == "running").count() == 3
     });
     for n in 0..3 {
-        let told = story.boxlite(["exec", &format!("box{n}"), "sh", "-c", "echo $$ > /only-here; ls /only-here"]).run();
+        let told = story
+            .boxlite(["exec", &format!("box{n}"), "sh", "-c", "echo $$ > /only-here; ls /only-here"])
+            .run();
         assert_eq!(told.success().out(), "/only-here\n");
     }
     for run in &mut runs {

@@ -5,7 +5,8 @@ use boxlite_tests::story::Story;
 #[test]
 fn output_error_output_and_exit_code_come_back_apart() {
     let story = Story::with_busybox();
-    let told = story.boxlite(["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]).run().code(7);
+    let told =
+        story.boxlite(["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]).run().code(7);
     assert_eq!((told.out().as_str(), told.err().as_str()), ("out\n", "err\n"));
 }
 
@@ -15,7 +16,8 @@ fn a_box_has_a_kernel_of_its_own() {
     let told = story.boxlite(["run", "--rm", "busybox", "uname", "-r"]).run().success();
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let host_boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let boot = story.boxlite(["run", "--rm", "busybox", "cat", "/proc/sys/kernel/random/boot_id"]).run().success();
+    let boot =
+        story.boxlite(["run", "--rm", "busybox", "cat", "/proc/sys/kernel/random/boot_id"]).run().success();
     assert!(told.out().starts_with("6."), "{}", told.out());
     // Inside an outer machine both run the same kernel build, yet never the same boot.
     assert!(told.out() != host || boot.out() != host_boot);
@@ -77,7 +79,20 @@ fn without_i_the_command_reads_an_end_of_file() {
 fn settings_reach_the_command() {
     let story = Story::with_busybox();
     let told = story
-        .boxlite(["run", "--rm", "-e", "A=1 2", "-e", "FROM_HERE", "-w", "/tmp", "-u", "nobody", "--hostname", "ship"])
+        .boxlite([
+            "run",
+            "--rm",
+            "-e",
+            "A=1 2",
+            "-e",
+            "FROM_HERE",
+            "-w",
+            "/tmp",
+            "-u",
+            "nobody",
+            "--hostname",
+            "ship",
+        ])
         .args(["--cpus", "2", "-m", "300m", "busybox", "sh", "-c"])
         .arg("echo \"$A|$FROM_HERE|$(pwd)|$(id -un)|$(hostname)|$(nproc)\"; grep MemTotal /proc/meminfo")
         .env("FROM_HERE", "x=y")
@@ -94,7 +109,12 @@ fn settings_reach_the_command() {
 fn a_command_has_dockers_default_capabilities() {
     let story = Story::with_busybox();
     let caps = |flags: &[&str]| {
-        let call = story.boxlite(["run", "--rm"]).args(flags).args(["busybox", "grep", "CapEff", "/proc/self/status"]);
+        let call = story.boxlite(["run", "--rm"]).args(flags).args([
+            "busybox",
+            "grep",
+            "CapEff",
+            "/proc/self/status",
+        ]);
         call.run().success().out().split_whitespace().nth(1).unwrap().to_owned()
     };
     assert_eq!(caps(&[]), "00000000a80425fb");
@@ -105,7 +125,8 @@ fn a_command_has_dockers_default_capabilities() {
 #[test]
 fn the_command_is_process_1_and_sees_only_its_own() {
     let story = Story::with_busybox();
-    let told = story.boxlite(["run", "--rm", "busybox", "sh", "-c", "echo $$; ls -d /proc/[0-9]*"]).run().success();
+    let told =
+        story.boxlite(["run", "--rm", "busybox", "sh", "-c", "echo $$; ls -d /proc/[0-9]*"]).run().success();
     assert!(told.out().starts_with("1\n/proc/1\n"), "{}", told.out());
     assert!(told.out().lines().count() <= 3, "{}", told.out());
 }
@@ -114,7 +135,8 @@ fn the_command_is_process_1_and_sees_only_its_own() {
 fn an_image_without_a_shell_or_a_libc_runs() {
     let story = Story::empty();
     let image = boxlite_tests::layout::single_program("/bin/busybox".as_ref(), "/busybox");
-    let told = story.boxlite(["run", "--rm"]).arg(image.path()).args(["/busybox", "echo", "alone"]).run().success();
+    let told =
+        story.boxlite(["run", "--rm"]).arg(image.path()).args(["/busybox", "echo", "alone"]).run().success();
     assert_eq!(told.out(), "alone\n");
 }
 

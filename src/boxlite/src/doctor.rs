@@ -86,7 +86,12 @@ impl BoxliteRuntime {
         found.add("home", Health::Good, format!("{} is usable", self.home_dir().display()), None);
         match self.inner().programs() {
             Ok(programs) => {
-                found.add("agent", Health::Good, format!("the guest agent is {}", programs.guest.display()), None);
+                found.add(
+                    "agent",
+                    Health::Good,
+                    format!("the guest agent is {}", programs.guest.display()),
+                    None,
+                );
                 match self.probe().await {
                     Ok(report) => examine(&mut found, self.inner().engine(), &report),
                     Err(error) => found.add_error("shim", &error),
@@ -114,9 +119,12 @@ impl BoxliteRuntime {
             let text = String::from_utf8_lossy(&output.stderr);
             return Err(failed().with_details(text.lines().take(10).map(crate::rpc::shown).collect()));
         }
-        let report: ProbeReport = serde_json::from_slice(&output.stdout).map_err(|e| failed().with_source(e))?;
+        let report: ProbeReport =
+            serde_json::from_slice(&output.stdout).map_err(|e| failed().with_source(e))?;
         if report.version != VERSION {
-            return Err(failed().with_hint("boxlite and boxlite-shim are of different versions: install both anew"));
+            return Err(
+                failed().with_hint("boxlite and boxlite-shim are of different versions: install both anew")
+            );
         }
         Ok(report)
     }
@@ -124,12 +132,24 @@ impl BoxliteRuntime {
 
 fn examine(found: &mut Diagnosis, asked: Engine, report: &ProbeReport) {
     match &report.kernel {
-        Ok(path) => found.add("kernel", Health::Good, format!("the guest kernel comes from {}", path.display()), None),
-        Err(why) => found.add("kernel", Health::Bad, why.clone(), Some("run `make deps`, or set BOXLITE_LIBKRUNFW".into())),
+        Ok(path) => {
+            found.add("kernel", Health::Good, format!("the guest kernel comes from {}", path.display()), None)
+        }
+        Err(why) => found.add(
+            "kernel",
+            Health::Bad,
+            why.clone(),
+            Some("run `make deps`, or set BOXLITE_LIBKRUNFW".into()),
+        ),
     }
     let chosen = match asked {
         Engine::Auto => report.chosen.map(engine_name),
-        named => report.engines.iter().filter(|e| e.usable).map(|e| engine_name(e.engine)).find(|n| *n == named.name()),
+        named => report
+            .engines
+            .iter()
+            .filter(|e| e.usable)
+            .map(|e| engine_name(e.engine))
+            .find(|n| *n == named.name()),
     };
     for engine in &report.engines {
         let name = engine_name(engine.engine);
@@ -141,7 +161,11 @@ fn examine(found: &mut Diagnosis, asked: Engine, report: &ProbeReport) {
         };
         let mut message = engine.reasons.join("; ");
         if chosen == Some(name) {
-            message.push_str(if engine.accelerated { " (in use)" } else { " (in use, without acceleration)" });
+            message.push_str(if engine.accelerated {
+                " (in use)"
+            } else {
+                " (in use, without acceleration)"
+            });
         }
         found.add(&format!("engine {name}"), health, message, engine.hint.clone());
     }

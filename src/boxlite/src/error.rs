@@ -103,8 +103,14 @@ pub type BoxliteResult<T> = Result<T>;
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let inner =
-            Inner { kind, message: message.into(), hint: None, details: Vec::new(), start_failure: None, source: None };
+        let inner = Inner {
+            kind,
+            message: message.into(),
+            hint: None,
+            details: Vec::new(),
+            start_failure: None,
+            source: None,
+        };
         Self { inner: Box::new(inner) }
     }
 
@@ -222,7 +228,10 @@ impl StdError for RemoteCause {
 }
 
 /// Shorthand for errors about files of the home folder.
-pub(crate) fn storage(message: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+pub(crate) fn storage(
+    message: impl Into<String>,
+    source: impl Into<Box<dyn StdError + Send + Sync>>,
+) -> Error {
     Error::new(ErrorKind::Storage, message).with_source(source)
 }
 
@@ -236,7 +245,10 @@ mod tests {
         let error = Error::new(ErrorKind::Engine, "cannot start box `a`")
             .with_source(RemoteCause::chain(&messages).unwrap())
             .with_hint("run `boxlite doctor`");
-        assert_eq!(error.report(), "cannot start box `a`: cannot boot: no kernel\nhint: run `boxlite doctor`");
+        assert_eq!(
+            error.report(),
+            "cannot start box `a`: cannot boot: no kernel\nhint: run `boxlite doctor`"
+        );
         assert_eq!(error.to_string(), "cannot start box `a`");
     }
 }

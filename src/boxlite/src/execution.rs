@@ -46,7 +46,9 @@ impl ExecResult {
         use v1::exit::Status;
         let exit_code = match exit.status {
             Some(Status::Code(code)) if (0..=255).contains(&code) => code,
-            Some(Status::Signal(signal)) if (1..=64).contains(&signal) => -i32::try_from(signal).unwrap_or(64),
+            Some(Status::Signal(signal)) if (1..=64).contains(&signal) => {
+                -i32::try_from(signal).unwrap_or(64)
+            }
             _ => return Err(Error::new(ErrorKind::Portal, "the box reported an end that cannot be")),
         };
         Ok(Self { exit_code, timed_out: exit.timed_out, output_cut: exit.output_cut })
@@ -341,7 +343,9 @@ impl ExecStdin {
         let Some(done) = self.done.take() else { return Ok(()) };
         match done.await {
             Ok(outcome) => outcome,
-            Err(e) => Err(Error::new(ErrorKind::Internal, "the writer of a standard input failed").with_source(e)),
+            Err(e) => {
+                Err(Error::new(ErrorKind::Internal, "the writer of a standard input failed").with_source(e))
+            }
         }
     }
 }

@@ -55,7 +55,15 @@ struct Inner {
 impl LiteBox {
     pub(crate) fn new(runtime: Arc<RuntimeInner>, record: BoxRecord) -> Self {
         let files = runtime.home.files(&record.id);
-        Self { inner: Arc::new(Inner { runtime, record, files, portal: Mutex::new(None), monitor: Mutex::new(None) }) }
+        Self {
+            inner: Arc::new(Inner {
+                runtime,
+                record,
+                files,
+                portal: Mutex::new(None),
+                monitor: Mutex::new(None),
+            }),
+        }
     }
 
     /// The box's id: 12 hexadecimal digits.
@@ -153,7 +161,10 @@ impl LiteBox {
                 Err(Error::new(ErrorKind::Stopped, format!("box {} was stopped while it started", self.id())))
             }
             Some(State::Starting { .. }) | None => {
-                let error = Error::new(ErrorKind::Engine, format!("the monitor of box {} ended unexpectedly", self.id()));
+                let error = Error::new(
+                    ErrorKind::Engine,
+                    format!("the monitor of box {} ended unexpectedly", self.id()),
+                );
                 Err(error.with_details(self.inner.runtime.shim_log_tail(&self.inner.files)))
             }
         }
@@ -206,7 +217,9 @@ impl LiteBox {
             Some(v1::exec_response::Outcome::Started(_)) => {
                 Ok(Execution::attach(portal, id, command.stdin.then_some(OnDrop::Close)))
             }
-            Some(v1::exec_response::Outcome::Failure(failure)) => Err(rpc::not_started(&command.command, &failure)),
+            Some(v1::exec_response::Outcome::Failure(failure)) => {
+                Err(rpc::not_started(&command.command, &failure))
+            }
             None => Err(Error::new(ErrorKind::Portal, "the box gave an empty answer")),
         }
     }
@@ -283,7 +296,8 @@ impl LiteBox {
             Err(error) => return error,
         };
         if status.is_active() {
-            return Error::new(ErrorKind::Portal, format!("box {} cannot be reached", self.id())).with_source(source);
+            return Error::new(ErrorKind::Portal, format!("box {} cannot be reached", self.id()))
+                .with_source(source);
         }
         Error::new(ErrorKind::Stopped, format!("box {} does not run: it is {}", self.id(), status.name()))
     }
@@ -307,7 +321,9 @@ impl LiteBox {
             Some(State::Stopped { exit: Some(exit), .. }) => Ok(exit_code(exit)),
             Some(State::Stopped { exit: None, .. }) => Ok(exit_code(Exit::Signal(9))),
             Some(State::Failed { error, .. }) => Err(failure(self.id(), error)),
-            Some(_) => Err(Error::new(ErrorKind::Engine, format!("the monitor of box {} was lost", self.id()))),
+            Some(_) => {
+                Err(Error::new(ErrorKind::Engine, format!("the monitor of box {} was lost", self.id())))
+            }
             None => Err(Error::new(ErrorKind::InvalidState, format!("box {} was never started", self.id()))),
         }
     }

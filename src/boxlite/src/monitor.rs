@@ -17,8 +17,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
-    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile, StatusUpdate,
-    frame,
+    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile,
+    StatusUpdate, frame,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -106,7 +106,9 @@ impl Monitor {
             .spawn()
             .map_err(failed)?;
         let sent = frame::send(&mut lifeline, config).await;
-        sent.map_err(|e| Error::new(ErrorKind::Engine, "the monitor did not take its configuration").with_source(e))?;
+        sent.map_err(|e| {
+            Error::new(ErrorKind::Engine, "the monitor did not take its configuration").with_source(e)
+        })?;
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_lifeline(lifeline, child, sender));
         Ok(Self { spawned, view, task })
@@ -131,8 +133,10 @@ impl Monitor {
 
     /// Waits until the box runs or will not any more.
     pub(crate) async fn started(&self) -> View {
-        self.until(|view| matches!(view.state(), Some(State::Running { .. } | State::Stopping)) || view.is_final())
-            .await
+        self.until(|view| {
+            matches!(view.state(), Some(State::Running { .. } | State::Stopping)) || view.is_final()
+        })
+        .await
     }
 
     /// Waits for the final state.
@@ -189,8 +193,11 @@ async fn follow_control(mut connection: UnixStream, sender: watch::Sender<View>)
 async fn request(files: &BoxFiles, request: &Request) -> Result<Option<UnixStream>> {
     use std::io::ErrorKind as Io;
     let failed = |e: std::io::Error| {
-        Error::new(ErrorKind::Engine, format!("cannot reach the monitor at {}", files.control_socket().display()))
-            .with_source(e)
+        Error::new(
+            ErrorKind::Engine,
+            format!("cannot reach the monitor at {}", files.control_socket().display()),
+        )
+        .with_source(e)
     };
     let talk = async {
         let path = match SocketPath::new(&files.control_socket()) {

@@ -112,7 +112,10 @@ impl BoxliteOptions {
         }
         let seconds = text.to_str().and_then(|t| t.parse::<u32>().ok()).filter(|s| *s > 0);
         let seconds = seconds.ok_or_else(|| {
-            Error::new(ErrorKind::Config, format!("{} is not a number of seconds above 0", env_vars::BOOT_TIMEOUT))
+            Error::new(
+                ErrorKind::Config,
+                format!("{} is not a number of seconds above 0", env_vars::BOOT_TIMEOUT),
+            )
         })?;
         Ok(Duration::from_secs(seconds.into()))
     }
@@ -216,7 +219,11 @@ impl BoxOptions {
         }
         let memory = limits::MIN_MEMORY_MIB..=limits::MAX_MEMORY_MIB;
         if let Some(mib) = self.memory_mib.filter(|m| !memory.contains(m)) {
-            return invalid(format!("a box has {} to {} MiB of memory, not {mib}", memory.start(), memory.end()));
+            return invalid(format!(
+                "a box has {} to {} MiB of memory, not {mib}",
+                memory.start(),
+                memory.end()
+            ));
         }
         if let Some(gb) = self.disk_size_gb.filter(|g| !(1..=limits::MAX_DISK_GB).contains(g)) {
             return invalid(format!("a box's disk has 1 to {} GiB, not {gb}", limits::MAX_DISK_GB));
@@ -229,7 +236,8 @@ impl BoxOptions {
                 return invalid(format!("`{}` is no environment variable", name.escape_debug()));
             }
         }
-        let words = self.entrypoint.iter().chain(&self.cmd).flatten().chain(&self.user).chain(&self.working_dir);
+        let words =
+            self.entrypoint.iter().chain(&self.cmd).flatten().chain(&self.user).chain(&self.working_dir);
         if let Some(word) = words.into_iter().find(|w| w.contains('\0')) {
             return invalid(format!("`{}` contains a NUL character", word.escape_debug()));
         }

@@ -34,11 +34,18 @@ fn beside_this_program() -> Vec<PathBuf> {
     folder.into_iter().chain(above).collect()
 }
 
-fn find(name: &str, variable: &str, asked: Option<&Path>, near: &[PathBuf], in_path: bool) -> Result<PathBuf> {
+fn find(
+    name: &str,
+    variable: &str,
+    asked: Option<&Path>,
+    near: &[PathBuf],
+    in_path: bool,
+) -> Result<PathBuf> {
     let variable_value = env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = asked.map(Path::to_owned).or(variable_value) {
         return path.canonicalize().map_err(|e| {
-            Error::new(ErrorKind::Config, format!("there is no `{name}` at {}", path.display())).with_source(e)
+            Error::new(ErrorKind::Config, format!("there is no `{name}` at {}", path.display()))
+                .with_source(e)
         });
     }
     let path_folders: Vec<PathBuf> = match env::var_os("PATH") {
@@ -57,5 +64,11 @@ fn find(name: &str, variable: &str, asked: Option<&Path>, near: &[PathBuf], in_p
 /// A name that changes when the file is replaced: cheap, and enough to find what was made from it.
 pub(crate) fn identity(file: &Path) -> Result<String> {
     let meta = file.metadata().map_err(|e| storage(format!("cannot read {}", file.display()), e))?;
-    Ok(format!("{:x}-{:x}-{:x}-{:x}", meta.dev(), meta.ino(), meta.size(), meta.mtime_nsec() ^ meta.mtime() << 30))
+    Ok(format!(
+        "{:x}-{:x}-{:x}-{:x}",
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.mtime_nsec() ^ meta.mtime() << 30
+    ))
 }

@@ -62,10 +62,9 @@ impl BoxRecord {
     }
 
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self)
-            .ok()
-            .filter(|bytes| bytes.len() as u64 <= LIMIT)
-            .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "the box's arguments and environment are too large"))
+        serde_json::to_vec_pretty(self).ok().filter(|bytes| bytes.len() as u64 <= LIMIT).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, "the box's arguments and environment are too large")
+        })
     }
 
     /// `None` when there is no such file.

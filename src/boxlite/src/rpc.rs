@@ -18,11 +18,16 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const SHOWN: usize = 500;
 
 /// Makes a call that is answered at once, within [`DEADLINE`].
-pub(crate) async fn call<T>(what: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
+pub(crate) async fn call<T>(
+    what: &str,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T> {
     match tokio::time::timeout(DEADLINE, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(refused(what, &status)),
-        Err(_) => Err(Error::new(ErrorKind::Portal, format!("{what}: the box did not answer within {DEADLINE:?}"))),
+        Err(_) => {
+            Err(Error::new(ErrorKind::Portal, format!("{what}: the box did not answer within {DEADLINE:?}")))
+        }
     }
 }
 

@@ -18,17 +18,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use boxlite_control::{
-    BoxFiles, ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec, VERSION, VmSpec,
-    VsockPort,
+    BoxFiles, ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec,
+    VERSION, VmSpec, VsockPort,
 };
 use boxlite_portal::ports;
 
 use crate::disk;
 use crate::erofs;
 use crate::error::{Error, ErrorKind, Result, storage};
+use crate::home::{FileLock, Home, is_id, new_id, write_atomic};
 use crate::image::{ImageConfig, ImageStore};
 use crate::images::ImageHandle;
-use crate::home::{FileLock, Home, is_id, new_id, write_atomic};
 use crate::info::BoxInfo;
 use crate::litebox::LiteBox;
 use crate::monitor::{self, Monitor, Observed, unix_nanos};
@@ -184,7 +184,8 @@ impl BoxliteRuntime {
     /// # Errors
     /// When there is no such box, or it runs and `force` is false.
     pub async fn remove(&self, id_or_name: &str, force: bool) -> Result<()> {
-        let missing = || Error::new(ErrorKind::NotFound, format!("there is no box `{}`", id_or_name.escape_debug()));
+        let missing =
+            || Error::new(ErrorKind::NotFound, format!("there is no box `{}`", id_or_name.escape_debug()));
         let found = self.get(id_or_name).await?.ok_or_else(missing)?;
         let id = found.id().to_owned();
         let active = match found.info() {
@@ -218,8 +219,13 @@ impl BoxliteRuntime {
                 Error::new(ErrorKind::InvalidArgument, format!("{seconds} s are no time to wait"))
             })?,
         };
-        let started: Vec<String> =
-            self.inner.owned().iter().filter(|(_, own)| own.monitor.is_some()).map(|(id, _)| id.clone()).collect();
+        let started: Vec<String> = self
+            .inner
+            .owned()
+            .iter()
+            .filter(|(_, own)| own.monitor.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
         let stops = started.into_iter().map(|id| async move {
             match self.get(&id).await? {
                 Some(found) if !found.info()?.detach => found.stop_with(15, grace).await,
@@ -231,7 +237,9 @@ impl BoxliteRuntime {
 }
 
 /// Runs work that blocks on files where it does not hold up others.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, "a background task failed").with_source(e)))
 }
@@ -287,7 +295,10 @@ impl RuntimeInner {
         }
         records.retain(|record| wanted.len() >= 2 && record.id.starts_with(wanted));
         if records.len() > 1 {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("`{wanted}` fits {} boxes", records.len())));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("`{wanted}` fits {} boxes", records.len()),
+            ));
         }
         Ok(records.pop())
     }
@@ -381,8 +392,11 @@ impl RuntimeInner {
         if let Some(name) = &record.name
             && self.records()?.iter().any(|other| other.name.as_ref() == Some(name))
         {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a box named `{name}` already"))
-                .with_hint("choose another name, or remove that box"));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("there is a box named `{name}` already"),
+            )
+            .with_hint("choose another name, or remove that box"));
         }
         let place = self.home.files(&record.id);
         fs::rename(draft, place.folder())
@@ -442,7 +456,8 @@ impl RuntimeInner {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let removed = name.starts_with("removed-") && FileLock::attempt(&self.home.root().join("lock"))?.is_some();
+            let removed =
+                name.starts_with("removed-") && FileLock::attempt(&self.home.root().join("lock"))?.is_some();
             let draft = name.starts_with("box-") && {
                 let owner = entry.path().join("owner");
                 owner.exists() && FileLock::attempt(&owner)?.is_some()
@@ -458,7 +473,11 @@ impl RuntimeInner {
     }
 
     /// Starts a box's monitor.
-    pub(crate) async fn start(self: &Arc<Self>, record: &BoxRecord, await_attach: bool) -> Result<Arc<Monitor>> {
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        record: &BoxRecord,
+        await_attach: bool,
+    ) -> Result<Arc<Monitor>> {
         let inner = self.clone();
         let record = record.clone();
         let id = record.id.clone();
@@ -543,8 +562,9 @@ impl Drop for RuntimeInner {
                 continue;
             }
             let files = self.home.files(&id);
-            let unused = BoxRecord::read(&files.config()).ok().flatten().is_some_and(|record| record.auto_remove)
-                && matches!(monitor::observe(&files), Ok(Observed::NeverStarted));
+            let unused =
+                BoxRecord::read(&files.config()).ok().flatten().is_some_and(|record| record.auto_remove)
+                    && matches!(monitor::observe(&files), Ok(Observed::NeverStarted));
             if unused && let Err(error) = self.remove(&id) {
                 tracing::warn!(id, error = %error.report(), "cannot remove a box that was never started");
             }

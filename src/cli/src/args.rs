@@ -264,7 +264,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_docker_reads_them() {
-        for (text, mib) in [("512", 512), ("512m", 512), ("2g", 2048), ("2GiB", 2048), ("1048577b", 2), ("1024kb", 1)] {
+        for (text, mib) in
+            [("512", 512), ("512m", 512), ("2g", 2048), ("2GiB", 2048), ("1048577b", 2), ("1024kb", 1)]
+        {
             assert_eq!(text.parse::<Size>().unwrap().0, mib, "{text}");
         }
         for bad in ["", "g", "-1", "1x", "1.5g", "99999999999999999999g", "20000000t"] {

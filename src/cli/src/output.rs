@@ -66,7 +66,11 @@ pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 999.5 {
-            return if unit == "B" { format!("{count} B") } else { format!("{value:.*} {unit}", digits(value)) };
+            return if unit == "B" {
+                format!("{count} B")
+            } else {
+                format!("{value:.*} {unit}", digits(value))
+            };
         }
         value /= 1000.0;
     }
@@ -83,14 +87,18 @@ mod tests {
 
     #[test]
     fn sizes_have_three_digits() {
-        for (count, text) in [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (45_600_000, "45.6 MB"), (1 << 30, "1.07 GB")] {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (45_600_000, "45.6 MB"), (1 << 30, "1.07 GB")]
+        {
             assert_eq!(bytes(count), text);
         }
     }
 
     #[test]
     fn times_have_one_unit() {
-        for (seconds, text) in [(1, "1 second"), (59, "59 seconds"), (60, "1 minute"), (7200, "2 hours"), (172_800, "2 days")] {
+        for (seconds, text) in
+            [(1, "1 second"), (59, "59 seconds"), (60, "1 minute"), (7200, "2 hours"), (172_800, "2 days")]
+        {
             assert_eq!(span(Duration::from_secs(seconds)), text);
         }
     }

@@ -30,7 +30,8 @@ pub(crate) async fn connect(mut execution: Execution, interactive: bool) -> Resu
     };
     let stdout = execution.stdout();
     let stderr = execution.stderr();
-    let printing = async { tokio::try_join!(print(stdout, tokio::io::stdout()), print(stderr, tokio::io::stderr())) };
+    let printing =
+        async { tokio::try_join!(print(stdout, tokio::io::stdout()), print(stderr, tokio::io::stderr())) };
     let mut signals = Signals::new()?;
 
     tokio::pin!(feeding, printing);

@@ -52,7 +52,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     // SAFETY: no thread has been started yet; the runtime comes with the next step.
     let spawner = unsafe { spawner::fork() }?;
 
+    // After the fork, for the process alone that moves output.
     boot.step("serve")?;
+    machine::keep_freed_memory()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(boot, spawner))
 }

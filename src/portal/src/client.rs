@@ -19,6 +19,9 @@ use crate::{limits, version};
 const STREAM_WINDOW: u32 = 1 << 20;
 /// HTTP/2 window for all streams of a connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The largest HTTP/2 frame that the agent may send, in bytes: a whole chunk of output with its envelope, so that the
+/// agent, whose CPU may be emulated, writes it in one piece.
+const FRAME: u32 = 128 << 10;
 
 /// Why the portal could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,7 @@ impl Portal {
         Endpoint::from_static("http://portal.invalid")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             .connect_with_connector(connector)
             .await
     }

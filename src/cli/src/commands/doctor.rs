@@ -13,13 +13,12 @@ use crate::output;
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: &FormatArgs) -> Result<ExitCode, Failure> {
     let found = runtime.diagnose().await?;
     if args.format == Format::Json {
-        let check = |check: &boxlite::Check| {
-            json!({"name": check.name, "health": check.health.name(), "message": check.message, "hint": check.hint})
-        };
+        let check = |check: &boxlite::Check| json!({"name": check.name, "health": check.health.name(), "message": check.message, "hint": check.hint});
         let checks: Vec<_> = found.checks.iter().map(check).collect();
         output::json(&json!({"can_run": found.can_run(), "engine": found.engine, "checks": checks}))?;
     } else {
-        let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let color =
+            std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         for check in &found.checks {
             let (mark, shade) = match check.health {
                 Health::Good => ("ok", "32"),

@@ -40,7 +40,13 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: &ImagesArgs) -> Result<E
         let names: Vec<&str> = image.references.iter().map(String::as_str).collect();
         for name in if names.is_empty() { vec!["<none>"] } else { names } {
             let (repository, tag) = split(name);
-            rows.push(vec![repository, tag, short.clone(), output::bytes(image.size_bytes), image.architecture.clone()]);
+            rows.push(vec![
+                repository,
+                tag,
+                short.clone(),
+                output::bytes(image.size_bytes),
+                image.architecture.clone(),
+            ]);
         }
     }
     output::table(&["REPOSITORY", "TAG", "DIGEST", "SIZE", "ARCH"], &rows)?;

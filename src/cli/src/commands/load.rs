@@ -27,7 +27,8 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<Exit
         clear()?;
     }
     for image in loaded? {
-        let names = if image.references.is_empty() { vec![image.digest.clone()] } else { image.references.clone() };
+        let names =
+            if image.references.is_empty() { vec![image.digest.clone()] } else { image.references.clone() };
         for name in names {
             output::line(&if args.quiet { name } else { format!("Loaded image: {name}") })?;
         }
@@ -38,7 +39,8 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<Exit
 /// Standard input as a file, since an archive is not read in order.
 async fn spool(folder: PathBuf) -> Result<tempfile::NamedTempFile, Failure> {
     if io::stdin().is_terminal() {
-        let text = "no archive was given\nhint: `boxlite load -i FILE`, or pass the archive through standard input";
+        let text =
+            "no archive was given\nhint: `boxlite load -i FILE`, or pass the archive through standard input";
         return Err(Failure::Told(text.into()));
     }
     let copy = move || {
@@ -58,7 +60,9 @@ fn show(bar: bool, step: Progress, last: &mut Option<String>) {
     }
     let text = match step {
         Progress::Unpacking { bytes } => format!("unpacking the archive: {}", output::bytes(bytes)),
-        Progress::Layer { layer, layers, bytes } => format!("layer {layer} of {layers}: {}", output::bytes(bytes)),
+        Progress::Layer { layer, layers, bytes } => {
+            format!("layer {layer} of {layers}: {}", output::bytes(bytes))
+        }
         _ => "waiting for another load of the same image".to_owned(),
     };
     if last.as_ref() != Some(&text) {

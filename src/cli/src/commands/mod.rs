@@ -17,5 +17,10 @@ use crate::exit::Failure;
 /// The box that the user names.
 pub(crate) async fn find(runtime: &BoxliteRuntime, target: &str) -> Result<LiteBox, Failure> {
     let found = runtime.get(target).await?;
-    found.ok_or_else(|| Failure::Told(format!("there is no box `{}`\nhint: `boxlite ps -a` lists them", target.escape_debug())))
+    found.ok_or_else(|| {
+        Failure::Told(format!(
+            "there is no box `{}`\nhint: `boxlite ps -a` lists them",
+            target.escape_debug()
+        ))
+    })
 }

@@ -42,7 +42,8 @@ fn options(args: RunArgs) -> Result<BoxOptions, Failure> {
     options.working_dir = args.workdir;
     options.env = environment(&args.env).map_err(Failure::Told)?;
     options.user = args.user;
-    options.entrypoint = args.entrypoint.map(|program| if program.is_empty() { Vec::new() } else { vec![program] });
+    options.entrypoint =
+        args.entrypoint.map(|program| if program.is_empty() { Vec::new() } else { vec![program] });
     options.cmd = (!args.command.is_empty()).then_some(args.command);
     options.hostname = args.hostname;
     options.open_stdin = args.interactive;

@@ -57,8 +57,8 @@ pub fn failure(text: &str) {
     // Not lock(): whoever fails may hold it.
     let Ok(mut open) = OPEN.try_lock() else { return };
     if let Some(mut socket) = open.take() {
-        let mut text = text.to_owned();
-        text.truncate(text.floor_char_boundary(limits::BOOT_REPORT / 2));
+        // A character has at most four bytes.
+        let text = text.chars().take(limits::BOOT_REPORT / 8).collect();
         // The console has the same text; there is no third place.
         drop(send(&mut socket, Report::Failure(text)));
     }

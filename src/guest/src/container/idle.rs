@@ -6,29 +6,39 @@
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-/// Waits for a request to end. Does not return.
-pub fn run() -> ! {
-    // A name is for people; without it nothing else changes.
-    let _ = prctl::set_name(c"idle");
-    let mut wanted = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGCHLD] {
-        wanted.add(signal);
-    }
-    let code = match pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&wanted), None) {
-        Ok(()) => wait_for_end(&wanted),
-        Err(_) => 1,
-    };
-    // SAFETY: ends this forked process without running exit handlers of the process it was forked from.
-    unsafe { libc::_exit(code) }
+/// An idle process that is ready to be asked to end.
+#[derive(Debug)]
+pub struct Idle {
+    wanted: SigSet,
 }
 
-fn wait_for_end(wanted: &SigSet) -> i32 {
-    loop {
-        match wanted.wait() {
-            Ok(Signal::SIGCHLD) => reap(),
-            Ok(_) => return 0,
-            Err(_) => return 1,
+impl Idle {
+    /// Keeps the signals that ask for the end, so that one which comes early is not lost: the first process of a
+    /// namespace ignores what it neither handles nor blocks.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn prepare() -> nix::Result<Self> {
+        let mut wanted = SigSet::empty();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGCHLD] {
+            wanted.add(signal);
         }
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&wanted), None)?;
+        prctl::set_name(c"idle")?;
+        Ok(Self { wanted })
+    }
+
+    /// Waits for the end. Does not return.
+    pub fn run(&self) -> ! {
+        let code = loop {
+            match self.wanted.wait() {
+                Ok(Signal::SIGCHLD) => reap(),
+                Ok(_) => break 0,
+                Err(_) => break 1,
+            }
+        };
+        // SAFETY: ends this forked process without running exit handlers of the process it was forked from.
+        unsafe { libc::_exit(code) }
     }
 }
 

@@ -34,7 +34,7 @@ impl Backlog {
     }
 
     /// How many bytes are kept.
-    pub fn len(&self) -> usize {
+    pub fn kept(&self) -> usize {
         self.bytes.len()
     }
 

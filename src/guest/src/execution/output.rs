@@ -159,7 +159,7 @@ impl Output {
 
     /// How many bytes it keeps.
     pub fn kept(&self) -> usize {
-        self.locked(|state| state.backlogs.iter().map(Backlog::len).sum())
+        self.locked(|state| state.backlogs.iter().map(Backlog::kept).sum())
     }
 
     /// Gives back the memory of what it keeps, unless somebody is reading.
@@ -182,15 +182,13 @@ impl Output {
                 |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { NOT_READ };
             let positions = [position(0), position(1)];
             state.readers.push((id, positions));
-            for stream in 0..2 {
-                state.hold[stream] &= !wanted[stream];
+            for (hold, wanted) in state.hold.iter_mut().zip(wanted) {
+                *hold &= !wanted;
             }
             id
         });
         // Others may wait for the first reader.
         self.news.send_replace(());
-        // It may not want the stream that was held up for it.
-        self.space.send_replace(());
         Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
     }
 }
@@ -352,17 +350,6 @@ mod tests {
         output.close(Stream::Stderr);
         assert_eq!(now(reader.next()).unwrap().unwrap().data, &b"e"[..]);
         assert_eq!(now(reader.next()).unwrap(), None, "the other stream is still open");
-    }
-
-    #[test]
-    fn who_waits_for_room_is_told_when_a_reader_of_the_other_stream_comes() {
-        let output = Output::new(&BOTH, true);
-        fill(&output);
-        let mut room = pin!(output.room(Stream::Stdout));
-        let mut context = Context::from_waker(Waker::noop());
-        assert!(room.as_mut().poll(&mut context).is_pending());
-        let _reader = output.read(&[Stream::Stderr]);
-        assert!(room.as_mut().poll(&mut context).is_ready());
     }
 
     #[test]

@@ -18,8 +18,10 @@ thread_local! {
 /// Moves everything into the stream, then closes the stream.
 pub async fn run(source: Arc<AsyncFd<OwnedFd>>, output: Arc<Output>, stream: Stream) {
     loop {
-        let room = output.room(stream).await.min(limits::CHUNK);
         let Ok(mut ready) = source.readable().await else { break };
+        // After the wait for data, so that nothing happens between the answer and the push: a reader that came in
+        // between would lose what it needs.
+        let room = output.room(stream).await.min(limits::CHUNK);
         let read = ready.try_io(|source| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let read = nix::unistd::read(source.get_ref(), &mut scratch[..room])?;
@@ -27,10 +29,9 @@ pub async fn run(source: Arc<AsyncFd<OwnedFd>>, output: Arc<Output>, stream: Str
                 Ok(read)
             })
         });
-        match read {
-            // The end. EIO is how the last terminal of a session says it.
-            Ok(Ok(0) | Err(_)) => break,
-            Ok(Ok(_)) | Err(_) => {}
+        // EIO is how the last terminal of a session says that this is the end.
+        if let Ok(Ok(0) | Err(_)) = read {
+            break;
         }
     }
     output.close(stream);

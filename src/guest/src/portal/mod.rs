@@ -102,6 +102,8 @@ async fn accept(
             match greet(&mut connection.socket).await {
                 // An error means that the server has gone.
                 Ok(()) => drop(ready.send(Ok(connection)).await),
+                // It came and went.
+                Err(hello::HelloError::Io(_)) => {}
                 Err(error) => crate::console::line(format_args!("a connection was refused: {error}")),
             }
             drop(turn);

@@ -26,13 +26,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::resource::{RLIM_INFINITY, rlim_t};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, chdir, getpid, setgroups, setresgid, setresuid, setsid};
 
 use super::order::Order;
-use crate::container::{capabilities, idle};
+use crate::container::capabilities;
+use crate::container::idle::Idle;
 
 /// Where a child failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +159,6 @@ fn become_program(order: &[u8], status: &mut File, stdio: [OwnedFd; 3]) -> Resul
         prost::Message::decode(order).map_err(|_| Failed { step: Step::Order, errno: Errno::EBADMSG })?;
     let program = Program::new(&order).at(Step::Order)?;
 
-    reset_signals().at(Step::Session)?;
     // The container's first process leads a session already; being its leader is all that matters.
     match setsid() {
         Ok(_) | Err(Errno::EPERM) => {}
@@ -186,28 +184,15 @@ fn become_program(order: &[u8], status: &mut File, stdio: [OwnedFd; 3]) -> Resul
     let kept = if uid.is_root() { order.capabilities } else { 0 };
     capabilities::keep(kept).at(Step::Capabilities)?;
 
+    let idle = if order.args.is_empty() { Some(Idle::prepare().at(Step::Session)?) } else { None };
     let pid = getpid().as_raw().to_le_bytes();
     // A reader that has gone away takes the process with it at its next write; here it changes nothing.
     drop(status.write_all(&pid));
-    if order.args.is_empty() {
+    if let Some(idle) = idle {
         close_status(status);
-        idle::run();
+        idle.run();
     }
     program.execute()
-}
-
-/// Signal handling as a new program expects it: nothing blocked, nothing ignored.
-fn reset_signals() -> nix::Result<()> {
-    // The kernel's struct sigaction: all zero is the default disposition. Not through the C library, which keeps two
-    // signals for itself.
-    let default = [0_u64; 4];
-    let none = std::ptr::null::<u64>();
-    for signal in 1..=64 {
-        // SAFETY: the kernel reads the struct, which lives during the call and is as large as on any architecture. The
-        // two signals whose disposition cannot be set fail with EINVAL, which is as good.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>()) };
-    }
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
 /// Puts standard I/O on 0, 1 and 2, the status pipe on 3, and closes everything else.
@@ -237,13 +222,10 @@ fn close_status(status: &mut File) {
 }
 
 fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
-    let limit = libc::rlimit { rlim_cur: cap(soft), rlim_max: cap(hard) };
+    // The largest number means none, here and in the kernel.
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: reads a struct that lives during the call; the kernel checks the resource number.
     Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
-}
-
-fn cap(value: u64) -> rlim_t {
-    value.min(RLIM_INFINITY)
 }
 
 /// The arguments of execve, made before anything is given up, so that nothing fails half-way for lack of memory.

@@ -25,6 +25,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::Pid;
 
 use super::child;
@@ -77,6 +78,7 @@ fn run(mut socket: UnixStream) -> io::Result<()> {
     // Whoever may trace this process could leave the container through it.
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::prctl::set_name(c"spawner")?;
+    reset_signals()?;
     let mut container: Option<OwnedFd> = None;
     while let Some(Frame { kind, body, fds }) = order::receive(&mut socket)? {
         let reply = match (kind, &container) {
@@ -92,6 +94,20 @@ fn run(mut socket: UnixStream) -> io::Result<()> {
         socket.write_all(&encode_reply(&reply))?;
     }
     Ok(())
+}
+
+/// Signal handling as a new program expects it, for all that is forked from here: nothing blocked, nothing ignored.
+fn reset_signals() -> nix::Result<()> {
+    // The kernel's struct sigaction: all zero is the default disposition. Not through the C library, which keeps two
+    // signals for itself.
+    let default = [0_u64; 4];
+    let none = std::ptr::null::<u64>();
+    for signal in 1..=64 {
+        // SAFETY: the kernel reads the struct, which lives during the call and is as large as on any architecture. The
+        // two signals whose disposition cannot be set fail with EINVAL, which is as good.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>()) };
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
 /// Why the spawner started nothing.
