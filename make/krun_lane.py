@@ -18,6 +18,8 @@ By hand, to look around (a shell script runs in place of the tests):
 """
 
 import argparse
+import ctypes
+import mmap
 import os
 import re
 import secrets
@@ -34,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 # One test, with its boxes, under two layers of emulation.
 TEST_SECONDS = int(os.environ.get("BOXLITE_KRUN_TEST_SECONDS", "180"))
 # All of them. The outer machine is killed then, and what has not run has failed.
-LANE_SECONDS = int(os.environ.get("BOXLITE_KRUN_SECONDS", "900"))
+LANE_SECONDS = int(os.environ.get("BOXLITE_KRUN_SECONDS", "1200"))
 # What the error of a box says whose guest never came up.
 HUNG_BOOT = "did not start within"
 
@@ -43,9 +45,11 @@ MEMORY_MIB = 4096
 
 # With vgif and v-vmsave-vmload on, most inner machines hang while they boot.
 CPU = "max,svm=on,npt=on,vgif=off,v-vmsave-vmload=off"
+# The frequency of the TSC is told and not measured by the kernel: on a busy host that measurement fails, KVM then has no
+# clock, and no inner machine ever gets through the first instructions of its kernel.
 CMDLINE = (
     "console=hvc0 root=/dev/vda rw rootfstype=ext4 init=/lane/init reboot=k panic=-1 nomodule quiet loglevel=2 "
-    "tsc=reliable no_timer_check"
+    "tsc=reliable no_timer_check tsc_early_khz={tsc_khz}"
 )
 
 # Programs of the host that the library or the tests may call, where the host has them.
@@ -170,6 +174,25 @@ def make_disk(root: Path, disk: Path) -> None:
         raise LaneFailed(f"mke2fs: {made.stderr.strip()}")
 
 
+def tsc_khz() -> int:
+    """The frequency of this CPU's time stamp counter, which an emulated machine sees as it is."""
+    # rdtsc; shl rdx, 32; or rax, rdx; ret
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0\xc3")
+    read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+
+    def reading() -> tuple[int, int]:
+        """Nanoseconds and ticks of one moment: of some tries, the one that was interrupted least."""
+        tries = []
+        for _ in range(20):
+            before, ticks, after = time.monotonic_ns(), read_tsc(), time.monotonic_ns()
+            tries.append((after - before, (before + after) // 2, ticks))
+        return min(tries)[1:]
+
+    (start, first), _, (end, last) = reading(), time.sleep(0.2), reading()
+    return round((last - first) * 1_000_000 / (end - start))
+
+
 def guest_kernel(programs: Path) -> Path:
     cache = Path(os.environ.get("BOXLITE_CACHE") or Path.home() / ".cache/boxlite")
     made = subprocess.run(
@@ -186,7 +209,7 @@ def start_machine(kernel: Path, disk: Path) -> subprocess.Popen:
         *[needed_tool("setpriv"), "--pdeathsig", "KILL", needed_tool("qemu-system-x86_64")],
         *["-M", "microvm,acpi=off,rtc=on,isa-serial=off", "-nodefaults", "-no-user-config", "-no-reboot"],
         *["-display", "none", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB)],
-        *["-kernel", kernel, "-append", CMDLINE],
+        *["-kernel", kernel, "-append", CMDLINE.format(tsc_khz=tsc_khz())],
         *["-chardev", "stdio,id=console,signal=off", "-device", "virtio-serial-device"],
         *["-device", "virtconsole,chardev=console"],
         *["-drive", f"id=root,if=none,format=raw,cache=unsafe,file={disk}", "-device", "virtio-blk-device,drive=root"],

@@ -29,6 +29,9 @@ TOP = Path(__file__).resolve().parent.parent
 
 # The targets of boxlite-tests that boot nothing. All others are VM tests.
 WITHOUT_VM = {"architecture"}
+
+# VM tests of a part that only QEMU uses.
+QEMU_ONLY = {"vsock"}
 # VM tests of what the qemu engine alone has: our vsock device, where libkrun brings its own.
 QEMU_ALONE = {"vsock"}
 
@@ -233,7 +236,8 @@ def integration_lane(executables: list[Executable], programs: Path, images: Path
 def krun_lane_of(executables: list[Executable], programs: Path, images: Path) -> Count:
     count = Count()
     executables = [executable for executable in executables if executable.name not in QEMU_ALONE]
-    tests = [(executable.path, name) for executable, name in vm_tests(executables, count)]
+    shared = [executable for executable in executables if executable.name not in QEMU_ONLY]
+    tests = [(executable.path, name) for executable, name in vm_tests(shared, count)]
     if tests:
         passed, failures = krun_lane.run_tests(tests, programs, images)
         count.passed += passed

@@ -110,7 +110,9 @@ mod tests {
     proptest! {
         /// The model is the whole stream in a vector and the position of the oldest byte kept.
         #[test]
-        fn it_keeps_the_newest_bytes_of_the_stream_at_their_positions(actions in proptest::collection::vec(action(), 1..60)) {
+        fn it_keeps_the_newest_bytes_of_the_stream_at_their_positions(
+            actions in proptest::collection::vec(action(), 1..60),
+        ) {
             let mut capacity = 24;
             let mut backlog = Backlog::new(capacity);
             let mut stream: Vec<u8> = Vec::new();
@@ -118,7 +120,8 @@ mod tests {
             for action in actions {
                 match action {
                     Action::Push(count) => {
-                        let bytes: Vec<u8> = (0..count).map(|i| u8::try_from((stream.len() + i) % 251).unwrap()).collect();
+                        let byte = |i| u8::try_from((stream.len() + i) % 251).unwrap();
+                        let bytes: Vec<u8> = (0..count).map(byte).collect();
                         stream.extend(&bytes);
                         backlog.push(&bytes);
                         start = start.max(stream.len().saturating_sub(capacity));
@@ -143,12 +146,14 @@ mod tests {
         }
 
         #[test]
-        fn pushing_no_more_than_the_room_drops_nothing_that_is_needed(needed in 0..100_u64, pushes in proptest::collection::vec(0..30_usize, 1..20)) {
+        fn pushing_no_more_than_the_room_drops_nothing_that_is_needed(
+            needed in 0..100_u64,
+            pushes in proptest::collection::vec(0..30_usize, 1..20),
+        ) {
             let mut backlog = Backlog::new(16);
             for push in pushes {
                 let room = backlog.room(Some(needed));
                 backlog.push(&vec![0; push.min(room)]);
-                prop_assert!(backlog.start() <= needed.max(backlog.end().saturating_sub(16)) );
                 if needed <= backlog.end() {
                     prop_assert!(backlog.start() <= needed);
                 }

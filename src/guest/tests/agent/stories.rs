@@ -107,7 +107,8 @@ stories! {
 
     async fn the_machine_is_prepared_as_asked(bench) {
         let agent = bench.idle().await;
-        assert_eq!(agent.sh("a", "hostname; cat /etc/hostname; grep testbox /etc/hosts | wc -l").await, "testbox\ntestbox\n1\n");
+        let names = agent.sh("a", "hostname; cat /etc/hostname; grep testbox /etc/hosts | wc -l").await;
+        assert_eq!(names, "testbox\ntestbox\n1\n");
         let blocks = agent.sh("b", "stat -f -c %b:%S / 2>/dev/null || busybox stat -f -c %b:%S /").await;
         let (blocks, size) = blocks.trim().split_once(':').expect("two numbers");
         let bytes = blocks.parse::<u64>().expect("a number") * size.parse::<u64>().expect("a number");
@@ -236,7 +237,8 @@ stories! {
         let env: HashSet<&str> = env.lines().collect();
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         assert_eq!(env, HashSet::from([path, "HOME=/root", "HOSTNAME=testbox"]));
-        let status = agent.run("status", spec(&["grep", "-E", "^(Cap|NoNewPrivs|SigIgn|SigBlk)", "/proc/self/status"])).await.text();
+        let shown = "^(Cap|NoNewPrivs|SigIgn|SigBlk)";
+        let status = agent.run("status", spec(&["grep", "-E", shown, "/proc/self/status"])).await.text();
         let expected = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nCapInh:\t0000000000000000\n\
             CapPrm:\t00000000a80425fb\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n\
             CapAmb:\t0000000000000000\nNoNewPrivs:\t0\n";
@@ -375,7 +377,8 @@ stories! {
         agent.exec("x", sh("echo hi")).await.expect("it starts");
         let request = AttachRequest { execution_id: "x".into(), ..Default::default() };
         let mut stream = agent.portal.execution().attach(request).await.expect("a stream").into_inner();
-        while !matches!(stream.message().await.expect("a message").expect("a message").event, Some(attach_response::Event::Exit(_))) {}
+        let mut next = async || stream.message().await.expect("a message").expect("a message").event;
+        while !matches!(next().await, Some(attach_response::Event::Exit(_))) {}
         // The end of the box waits for it, and so proves that it was open.
         let portal = agent.portal.clone();
         let request = ShutdownRequest { drain_millis: 30_000, ..shutdown(0, 0) };
@@ -414,7 +417,8 @@ stories! {
 
     async fn signals_reach_the_first_process_or_all(bench) {
         let agent = bench.idle().await;
-        let script = "trap 'echo trapped; exit 5' TERM; (sleep 1000; echo child) & echo ready; while :; do sleep 0.01; done";
+        let script = "trap 'echo trapped; exit 5' TERM; (sleep 1000; echo child) & echo ready; \
+            while :; do sleep 0.01; done";
         agent.exec("x", sh(script)).await.expect("it starts");
         // Only a shell that has set its trap says ready.
         let request = AttachRequest { execution_id: "x".into(), ..Default::default() };
