@@ -103,8 +103,10 @@ class Tree:
             if not self.path(library).exists():
                 self.copy(library, library)
 
-    def folder(self, source: Path, inside: str) -> None:
+    def folder(self, source: Path, inside: str, leave_out: str) -> None:
         for file in sorted(source.rglob("*")):
+            if file.name.endswith(leave_out):
+                continue
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(source).parts):
                 self.copy(file, f"{inside}/{file.relative_to(source)}")
 
@@ -138,7 +140,8 @@ def fill(tree: Tree, programs: Path, images: Path | None, token: str) -> None:
         if (programs / name).exists():
             tree.program(programs / name, f"/boxlite/{name}")
     if images is not None:
-        tree.folder(images, "/images")
+        # The plain tar file is for tests without a VM.
+        tree.folder(images, "/images", leave_out=".rootfs.tar")
 
     tree.write("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
     tree.write("/etc/group", "root:x:0:\nnogroup:x:65534:\n")

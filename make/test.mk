@@ -1,7 +1,7 @@
 # Tests. A lane that ran nothing has failed.
 
 .PHONY: test
-test: build images ## All lanes
+test: build ## All lanes
 	@python3 make/test.py --bin $(BIN) unit integration krun
 
 .PHONY: test\:unit
@@ -9,11 +9,11 @@ test\:unit: ## Tests without a VM
 	@python3 make/test.py unit
 
 .PHONY: test\:integration
-test\:integration: build images ## VM tests with the engine that works here
+test\:integration: build ## VM tests with the engine that works here
 	@python3 make/test.py --bin $(BIN) integration
 
 .PHONY: test\:integration\:krun
-test\:integration\:krun: build images ## VM tests with libkrun, inside an emulated machine that has KVM
+test\:integration\:krun: build ## VM tests with libkrun, inside an emulated machine that has KVM
 	@python3 make/test.py --bin $(BIN) krun
 
 .PHONY: images

@@ -3,18 +3,19 @@
 #
 #   build.sh [busybox|python]...       prints the folder that holds them; without arguments, makes all of them
 #
-# The folder is ${BOXLITE_CACHE:-~/.cache/boxlite}/test-images/v1, and holds for each image:
+# The folder is ${BOXLITE_CACHE:-~/.cache/boxlite}/test-images/v2, and holds for each image:
 #
 #   <name>.oci/          an OCI layout, tag = reference without the name (latest, 3)
 #   <name>.oci.tar       an OCI archive; org.opencontainers.image.ref.name is the whole reference
 #   <name>.docker.tar    what `docker save` writes (busybox alone)
+#   <name>.rootfs.tar    the content of its one layer, as a plain tar file (python alone)
 #
 # An image is made once. Raise the number in the folder's name when what goes into one changes.
 
 # shellcheck source=make/lib.sh
 source "$(dirname "$0")/../../make/lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
-out=$cache/test-images/v1
+out=$cache/test-images/v2
 PATH=$PATH:/usr/sbin:/sbin
 
 # umoci maps the caller to root in the image when it cannot be root itself.
@@ -31,6 +32,9 @@ publish() {
     if [[ $name == busybox ]]; then
         skopeo --insecure-policy copy --quiet "oci:$layout:${reference#*:}" "docker-archive:$work/docker.tar:$reference"
         mv -f "$work/docker.tar" "$out/$name.docker.tar"
+    fi
+    if [[ -f $work/rootfs.tar ]]; then
+        mv -f "$work/rootfs.tar" "$out/$name.rootfs.tar"
     fi
     mv -T "$layout" "$out/$name.oci"
 }
