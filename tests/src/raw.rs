@@ -129,10 +129,14 @@ pub fn qemu_arguments(disk: &Path, console: &Path, mode: &str, cpus: u8) -> Vec<
 /// Tells the guest's kernel the frequency of the time stamp counter, which it cannot measure on a busy host.
 fn tsc() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let told = text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':')?.1.trim().split_once('.'));
+    let told =
+        text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':')?.1.trim().split_once('.'));
     match told {
         Some((mega, fraction)) if mega.parse::<u32>().is_ok() => {
-            format!("tsc_early_khz={mega}{}", fraction.chars().chain("000".chars()).take(3).collect::<String>())
+            format!(
+                "tsc_early_khz={mega}{}",
+                fraction.chars().chain("000".chars()).take(3).collect::<String>()
+            )
         }
         _ => String::new(),
     }

@@ -170,3 +170,46 @@ fn get_or_create_finds_what_is_there() {
         runtime.remove("one", false).await.unwrap();
     });
 }
+
+#[test]
+fn several_first_commands_at_once_start_the_box_once() {
+    tell(|| async {
+        let story = Story::with_busybox();
+        let runtime = runtime(&story);
+        let sandbox = runtime.create(BoxOptions::image("busybox"), None).await.unwrap();
+        let boot_ids = (0..4).map(|_| {
+            // Each through a handle of its own.
+            let (runtime, id) = (runtime.clone(), sandbox.id().to_owned());
+            async move {
+                let handle = runtime.get(&id).await.unwrap().unwrap();
+                let cat = BoxCommand::new("cat").arg("/proc/sys/kernel/random/boot_id");
+                let mut cat = handle.exec(cat).await.unwrap();
+                cat.stdout().unwrap().read_to_end(100).await
+            }
+        });
+        let boot_ids = futures_util::future::join_all(boot_ids).await;
+        assert!(boot_ids.iter().all(|id| id.len() > 30 && *id == boot_ids[0]), "{boot_ids:?}");
+        assert_eq!(sandbox.info().unwrap().status, BoxStatus::Running);
+        sandbox.stop_with(0, Duration::ZERO).await.unwrap();
+    });
+}
+
+#[test]
+fn a_box_that_another_runtime_starts_again_is_seen_as_it_is() {
+    tell(|| async {
+        let story = Story::with_busybox();
+        let (first, second) = (runtime(&story), runtime(&story));
+        let mut options = BoxOptions::image("busybox");
+        options.auto_remove = false;
+        let ours = first.create(options, Some("shared".into())).await.unwrap();
+        ours.start().await.unwrap();
+        ours.stop_with(0, Duration::ZERO).await.unwrap();
+        let theirs = second.get("shared").await.unwrap().unwrap();
+        theirs.start().await.unwrap();
+        assert_eq!(ours.info().unwrap().status, BoxStatus::Running);
+        let mut echo = ours.exec(BoxCommand::new("echo").arg("again")).await.unwrap();
+        assert_eq!(echo.stdout().unwrap().read_to_end(100).await, b"again\n");
+        first.remove("shared", true).await.unwrap();
+        assert!(!second.exists("shared").await.unwrap());
+    });
+}

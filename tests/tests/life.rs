@@ -152,3 +152,37 @@ fn several_boxes_run_side_by_side_in_one_home() {
     }
     eventually("all three are gone", Duration::from_secs(10), || story.boxes().is_empty());
 }
+
+#[test]
+fn a_box_is_removed_by_force_and_its_name_is_free_at_once() {
+    let story = Story::with_busybox();
+    for _ in 0..3 {
+        let mut run = waiting(&story, "again");
+        story.boxlite(["rm", "-f", "again"]).run().success();
+        assert_eq!(run.wait().code(), Some(137));
+    }
+    let mut run = waiting(&story, "again");
+    story.boxlite(["stop", "-t", "0", "again"]).run().success();
+    let told = story.boxlite(["run", "--rm", "--name", "again", "busybox", "echo", "free"]).run().success();
+    assert_eq!((told.out().as_str(), run.wait().code()), ("free\n", Some(137)));
+}
+
+#[test]
+fn signals_reach_the_command_and_the_third_kills_the_box() {
+    let story = Story::with_busybox();
+    let script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.1; done";
+    let mut run = story.boxlite(["run", "--rm", "busybox", "sh", "-c", script]).start_piped();
+    let mut stdout = run.child.stdout.take().unwrap();
+    let mut read = |expected: &[u8]| {
+        let mut bytes = vec![0; expected.len()];
+        std::io::Read::read_exact(&mut stdout, &mut bytes).unwrap();
+        assert_eq!(bytes, expected);
+    };
+    read(b"ready\n");
+    for _ in 0..2 {
+        boxlite_tests::story::kill(run.pid(), 2);
+        read(b"caught\n");
+    }
+    boxlite_tests::story::kill(run.pid(), 2);
+    assert_eq!(run.wait().code(), Some(137));
+}

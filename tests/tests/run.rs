@@ -174,7 +174,8 @@ fn a_disk_has_the_size_that_was_asked_for() {
     let story = Story::with_busybox();
     // Below, at and above the sizes that are kept ready; a file system loses some of its disk to itself.
     for (size, least) in [("2g", 1800), ("10g", 9000), ("25g", 23_000)] {
-        let told = story.boxlite(["run", "--rm", "--disk-size", size, "busybox", "df", "-Pm", "/"]).run().success();
+        let told =
+            story.boxlite(["run", "--rm", "--disk-size", size, "busybox", "df", "-Pm", "/"]).run().success();
         let out = told.out();
         let megabytes: u32 = out.lines().nth(1).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!((least..least * 12 / 10).contains(&megabytes), "{size}: {out}");

@@ -122,8 +122,9 @@ impl Execution {
         self.stderr.take()
     }
 
-    /// Waits for its end, which comes after the last of its output: a reader that was taken and is not read can hold
-    /// it up. Any number of callers may wait, also after the end.
+    /// Waits for its end, which comes after the last of its output. So output that nobody reads can hold it up, when
+    /// it is more than about a megabyte: read both outputs, or take them and drop them. Any number of callers may
+    /// wait, also after the end.
     ///
     /// # Errors
     /// When the connection to the box is lost. That is no exit: the process may still run.

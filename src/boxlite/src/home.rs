@@ -11,13 +11,24 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use boxlite_control::BoxFiles;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorKind, Result, storage};
+
+/// How a folder begins its name that is being deleted.
+pub(crate) const TRASH: &str = "removed-";
+/// How a folder begins its name that is being made into a box.
+pub(crate) const DRAFT: &str = "box-";
+/// Who holds the home's lock longer does not run.
+const LOCK_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a lock that is held is tried again.
+const LOCK_LOOK: Duration = Duration::from_millis(5);
 
 /// A home folder that exists and is ours alone.
 #[derive(Clone, Debug)]
@@ -29,6 +40,7 @@ impl Home {
     /// Makes what is missing.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
         let home = Self { root };
+        home.refuse_what_is_no_home()?;
         for folder in [home.root.clone(), home.boxes(), home.images(), home.cache(), home.tmp()] {
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 storage(format!("cannot make the folder {}", folder.display()), e)
@@ -43,6 +55,23 @@ impl Home {
                 .map_err(|e| storage(format!("cannot close {} to other users", home.root.display()), e))?;
         }
         Ok(home)
+    }
+
+    /// The folder will be closed to others and filled: not one that holds something else.
+    fn refuse_what_is_no_home(&self) -> Result<()> {
+        let failed = |e| storage(format!("cannot list {}", self.root.display()), e);
+        match fs::read_dir(&self.root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(failed(e)),
+            Ok(mut entries) => match entries.next().transpose().map_err(failed)? {
+                Some(_) if !self.boxes().is_dir() => {
+                    let message = format!("{} is not empty, and no home of BoxLite", self.root.display());
+                    Err(Error::new(ErrorKind::Config, message)
+                        .with_hint("name a folder that does not exist yet"))
+                }
+                _ => Ok(()),
+            },
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -70,9 +99,26 @@ impl Home {
         BoxFiles::new(self.boxes().join(id))
     }
 
-    /// Held while the set of boxes changes. Released on drop.
+    /// Where the folder of this box goes before it is deleted.
+    pub(crate) fn trash(&self, id: &str) -> PathBuf {
+        self.tmp().join(format!("{TRASH}{id}"))
+    }
+
+    /// Held while the set of boxes changes, which is a matter of milliseconds. Released on drop.
     pub(crate) fn lock(&self) -> Result<FileLock> {
-        FileLock::wait(&self.root.join("lock"))
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        let path = self.root.join("lock");
+        loop {
+            if let Some(lock) = FileLock::attempt(&path)? {
+                return Ok(lock);
+            }
+            if Instant::now() >= deadline {
+                let message = format!("another process holds {} for too long", path.display());
+                return Err(Error::new(ErrorKind::Storage, message)
+                    .with_hint("is there a boxlite that was suspended?"));
+            }
+            thread::sleep(LOCK_LOOK);
+        }
     }
 }
 
@@ -97,36 +143,46 @@ pub(crate) struct FileLock {
 }
 
 impl FileLock {
-    fn open(path: &Path) -> Result<File> {
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| storage(format!("cannot open the lock {}", path.display()), e))
+    /// Makes the file where it is missing. `None` when somebody else holds it.
+    pub(crate) fn attempt(path: &Path) -> Result<Option<Self>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+        Self::of(path, file.map_err(|e| storage(format!("cannot open the lock {}", path.display()), e))?)
     }
 
-    /// Waits until nobody else holds it.
-    pub(crate) fn wait(path: &Path) -> Result<Self> {
-        let mut file = Self::open(path)?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(lock) => return Ok(Self { _lock: lock }),
-                Err((back, nix::errno::Errno::EINTR)) => file = back,
-                Err((_, errno)) => return Err(storage(format!("cannot lock {}", path.display()), errno)),
-            }
+    /// Like [`Self::attempt`] for a file that must be there: [`Held::Gone`] when it is not, or was replaced or removed
+    /// while we locked it. Nothing is made, so that a folder that is being removed gets no new file.
+    pub(crate) fn attempt_existing(path: &Path) -> Result<Held> {
+        let failed = |e: io::Error| storage(format!("cannot lock {}", path.display()), e);
+        let file = match OpenOptions::new().write(true).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Held::Gone),
+            Err(e) => return Err(failed(e)),
+        };
+        let ours = file.metadata().map_err(failed)?;
+        let Some(lock) = Self::of(path, file)? else { return Ok(Held::ByAnother) };
+        match fs::metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(Held::ByUs(lock)),
+            Ok(_) => Ok(Held::Gone),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Held::Gone),
+            Err(e) => Err(failed(e)),
         }
     }
 
-    /// `None` when somebody else holds it.
-    pub(crate) fn attempt(path: &Path) -> Result<Option<Self>> {
-        match Flock::lock(Self::open(path)?, FlockArg::LockExclusiveNonblock) {
+    fn of(path: &Path, file: File) -> Result<Option<Self>> {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(Self { _lock: lock })),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(storage(format!("cannot lock {}", path.display()), errno)),
         }
     }
+}
+
+/// Who holds a lock file that existed.
+#[derive(Debug)]
+pub(crate) enum Held {
+    ByUs(FileLock),
+    ByAnother,
+    Gone,
 }
 
 /// Writes a file so that it has either its old or its new content after a crash.
@@ -160,10 +216,26 @@ mod tests {
     fn an_attempt_on_a_held_lock_says_so_and_succeeds_after_the_drop() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let held = FileLock::wait(&path).unwrap();
+        assert!(matches!(FileLock::attempt_existing(&path).unwrap(), Held::Gone));
+        assert!(!path.exists(), "a look makes no file");
+        let held = FileLock::attempt(&path).unwrap().unwrap();
         assert!(FileLock::attempt(&path).unwrap().is_none());
+        assert!(matches!(FileLock::attempt_existing(&path).unwrap(), Held::ByAnother));
         drop(held);
-        assert!(FileLock::attempt(&path).unwrap().is_some());
+        assert!(matches!(FileLock::attempt_existing(&path).unwrap(), Held::ByUs(_)));
+    }
+
+    #[test]
+    fn a_folder_with_something_else_in_it_is_no_home() {
+        let folder = tempfile::tempdir().unwrap();
+        DirBuilder::new().mode(0o755).create(folder.path().join("photos")).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(Home::open(folder.path().to_owned()).unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777,
+            0o755,
+            "left as it was"
+        );
     }
 
     #[test]

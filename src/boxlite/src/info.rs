@@ -159,6 +159,7 @@ pub(crate) fn failure(id: &str, record: boxlite_control::ErrorRecord) -> Error {
         Kind::CommandNotExecutable => (ErrorKind::Execution, Some(StartFailure::NotExecutable)),
         Kind::Container => (ErrorKind::Execution, Some(StartFailure::Other)),
         Kind::Engine | Kind::Boot | Kind::VmmLost => (ErrorKind::Engine, None),
+        Kind::AlreadyRunning => (ErrorKind::InvalidState, None),
         _ => (ErrorKind::Internal, None),
     };
     let mut error = Error::new(kind, format!("box {id} failed")).with_details(record.console_tail);

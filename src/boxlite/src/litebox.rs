@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use boxlite_control::{BoxFiles, Exit, SocketPath, State};
+use boxlite_control::{BoxFiles, Exit, FailureKind, SocketPath, State};
 use boxlite_portal::client::Portal;
 use boxlite_portal::{MAIN, v1};
 
@@ -15,12 +15,35 @@ use crate::info::{BoxInfo, exit_code, failure};
 use crate::monitor::{self, Monitor, Observed, View};
 use crate::record::BoxRecord;
 use crate::rpc;
-use crate::runtime::RuntimeInner;
+use crate::runtime::{RELEASE, RuntimeInner, blocking};
 
-/// How long a box may take to end after it was asked to, beyond the grace of its main command.
-const END_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a box may take to end after it was asked to, beyond the grace of its main command: its disk is written out,
+/// its machine killed. The monitor keeps the bounds; this one only catches a monitor that hangs.
+const END_DEADLINE: Duration = Duration::from_secs(240);
 /// SIGTERM, the same on every Linux.
 const SIGTERM: u32 = 15;
+
+/// Why this call did not start the box.
+enum StartError {
+    /// It runs: somebody else was quicker.
+    AlreadyRunning,
+    Other(Error),
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl StartError {
+    fn told(self, id: &str) -> Error {
+        match self {
+            Self::AlreadyRunning => Error::new(ErrorKind::InvalidState, format!("box {id} runs already")),
+            Self::Other(error) => error,
+        }
+    }
+}
 
 /// One step of the start of a box.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,12 +104,16 @@ impl LiteBox {
     /// # Errors
     /// When the box has been removed, or its files cannot be read.
     pub fn info(&self) -> Result<BoxInfo> {
-        // A box that removes itself leaves its last state with the monitor that this runtime started.
-        let known = self.own_monitor().map(|monitor| monitor.view());
-        if let Some(View { update: Some(update), .. }) = &known {
+        let here = self.inner.files.folder().is_dir();
+        // A monitor of ours that is at work knows best. One that has ended knows the last of a box that has removed
+        // itself; of any other somebody else may have started a new machine since.
+        if let Some(View { update: Some(update), over, .. }) =
+            self.own_monitor().map(|monitor| monitor.view())
+            && (!over || !here)
+        {
             return Ok(BoxInfo::new(&self.inner.record, Some(&update.state)));
         }
-        if !self.inner.files.folder().is_dir() {
+        if !here {
             return Err(self.removed());
         }
         Ok(BoxInfo::new(&self.inner.record, monitor::observe(&self.inner.files)?.state()))
@@ -118,9 +145,6 @@ impl LiteBox {
     /// # Errors
     /// As [`LiteBox::start`], and when the box runs already.
     pub async fn start_attached(&self) -> Result<Execution> {
-        if let Observed::Live(_) = monitor::observe(&self.inner.files)? {
-            return Err(Error::new(ErrorKind::InvalidState, format!("box {} runs already", self.id())));
-        }
         self.start_with(true).await?;
         self.attach().await
     }
@@ -137,13 +161,35 @@ impl LiteBox {
     }
 
     async fn start_with(&self, await_attach: bool) -> Result<()> {
-        let monitor = match self.monitor().await? {
-            Some(monitor) => monitor,
-            None => {
-                self.forget_portal();
-                self.inner.runtime.start(&self.inner.record, await_attach).await?
+        match self.start_once(await_attach).await {
+            // Another process was quicker: its start is as good as ours.
+            Err(StartError::AlreadyRunning) if !await_attach => {
+                match Monitor::attach(&self.inner.files).await? {
+                    Some(other) => self.until_started(&other).await.map_err(|error| error.told(self.id())),
+                    None => Err(StartError::AlreadyRunning.told(self.id())),
+                }
+            }
+            outcome => outcome.map_err(|error| error.told(self.id())),
+        }
+    }
+
+    async fn start_once(&self, await_attach: bool) -> Result<(), StartError> {
+        let monitor = {
+            let gate = self.inner.runtime.gate(self.id());
+            let _starting = gate.lock().await;
+            match self.monitor().await? {
+                Some(_) if await_attach => return Err(StartError::AlreadyRunning),
+                Some(monitor) => monitor,
+                None => {
+                    self.forget_portal();
+                    self.inner.runtime.start(&self.inner.record, await_attach).await?
+                }
             }
         };
+        self.until_started(&monitor).await
+    }
+
+    async fn until_started(&self, monitor: &Monitor) -> Result<(), StartError> {
         // The monitor keeps the boot time-out; this one only catches a monitor that hangs.
         let limit = self.inner.runtime.boot_timeout.saturating_add(END_DEADLINE);
         let view = tokio::time::timeout(limit, monitor.started()).await.map_err(|_| {
@@ -154,18 +200,22 @@ impl LiteBox {
             Some(State::Running { .. } | State::Stopping | State::Stopped { exit: Some(_), .. }) => Ok(()),
             Some(State::Failed { error, .. }) => {
                 // The failure is the answer; what the monitor made must be gone before the caller goes on.
-                self.settle(&monitor).await;
-                Err(failure(self.id(), error))
+                self.settle(monitor).await;
+                if error.kind == FailureKind::AlreadyRunning {
+                    return Err(StartError::AlreadyRunning);
+                }
+                Err(failure(self.id(), error).into())
             }
             Some(State::Stopped { exit: None, .. }) => {
-                Err(Error::new(ErrorKind::Stopped, format!("box {} was stopped while it started", self.id())))
+                Err(Error::new(ErrorKind::Stopped, format!("box {} was stopped while it started", self.id()))
+                    .into())
             }
             Some(State::Starting { .. }) | None => {
                 let error = Error::new(
                     ErrorKind::Engine,
                     format!("the monitor of box {} ended unexpectedly", self.id()),
                 );
-                Err(error.with_details(self.inner.runtime.shim_log_tail(&self.inner.files)))
+                Err(error.with_details(self.inner.runtime.shim_log_tail(&self.inner.files)).into())
             }
         }
     }
@@ -268,6 +318,8 @@ impl LiteBox {
     /// # Errors
     /// When the box does not run, or does not answer.
     pub async fn attach(&self) -> Result<Execution> {
+        // On a connection of its own: one that was kept may belong to a machine that has ended.
+        self.forget_portal();
         let portal = self.portal().await?;
         let stdin = self.inner.record.container.main.stdin.then_some(OnDrop::LeaveOpen);
         Ok(Execution::attach(portal, MAIN.to_owned(), stdin))
@@ -328,25 +380,28 @@ impl LiteBox {
         }
     }
 
-    /// Like [`Self::monitor`], but an ended one counts.
+    /// Like [`Self::monitor`], but an ended one of ours counts as long as nobody has started the box again.
     async fn watched(&self) -> Result<Option<Arc<Monitor>>> {
         match self.own_monitor() {
-            Some(own) => Ok(Some(own)),
-            None => self.monitor().await,
+            Some(own) if !own.view().over || !self.inner.files.folder().is_dir() => Ok(Some(own)),
+            _ => self.monitor().await,
         }
     }
 
-    /// Waits until nothing of a box that was started by this runtime is left running, and, for one that removes
-    /// itself, nothing of it on disk. Returns at once for a box that does not run.
+    /// Waits until nothing of a box that has ended is left running, and, for one that removes itself, nothing of it on
+    /// disk. Waits for the end of the main command first when this runtime started the box.
     ///
     /// # Errors
-    /// When it takes longer than 30 s after the end of the main command.
+    /// When it takes longer than 30 s after the end of the main command, or another process's box still runs.
     pub async fn wait_gone(&self) -> Result<()> {
-        let Some(monitor) = self.own_monitor() else { return Ok(()) };
-        monitor.ended().await;
-        tokio::time::timeout(END_DEADLINE, monitor.gone()).await.map(drop).map_err(|_| {
-            Error::new(ErrorKind::Engine, format!("the monitor of box {} does not end", self.id()))
-        })
+        if let Some(monitor) = self.own_monitor() {
+            monitor.ended().await;
+            tokio::time::timeout(RELEASE, monitor.gone()).await.map_err(|_| {
+                Error::new(ErrorKind::Engine, format!("the monitor of box {} does not end", self.id()))
+            })?;
+        }
+        let (runtime, id) = (self.inner.runtime.clone(), self.id().to_owned());
+        blocking(move || runtime.wait_released(&id)).await
     }
 
     /// Stops the box: SIGTERM, then SIGKILL after 10 s. A box that does not run is left as it is.

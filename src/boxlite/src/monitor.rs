@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
     BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile,
-    StatusUpdate, frame,
+    StatusUpdate, VERSION, frame,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -261,41 +261,55 @@ impl Observed {
 
 /// Finds out, from its files alone, what a box does.
 pub(crate) fn observe(files: &BoxFiles) -> Result<Observed> {
-    let Some(first) = read_state(files)? else {
+    let first = match read_state(files)? {
         // The control socket is bound before the first state is written.
-        return Ok(Observed::NeverStarted);
+        Recorded::Nothing => return Ok(Observed::NeverStarted),
+        Recorded::State(state) if state.is_final() => return Ok(Observed::Ended(state)),
+        Recorded::State(state) => state,
+        // States are renamed into place whole: only a crash of the machine leaves less.
+        Recorded::Damaged => {
+            return Ok(Observed::Crashed(crashed(files, "the record of the box's state is damaged")));
+        }
     };
-    if first.update.state.is_final() {
-        return Ok(Observed::Ended(first.update.state));
-    }
     let path = SocketPath::new(&files.control_socket());
     if path.and_then(|path| StdUnixStream::connect(path.path())).is_ok() {
-        return Ok(Observed::Live(first.update.state));
+        return Ok(Observed::Live(first));
     }
     // It may have ended between the two looks.
     match read_state(files)? {
-        Some(second) if second.update.state.is_final() => Ok(Observed::Ended(second.update.state)),
-        _ => Ok(Observed::Crashed(crashed(files))),
+        Recorded::State(second) if second.is_final() => Ok(Observed::Ended(second)),
+        _ => Ok(Observed::Crashed(crashed(files, "the box's monitor was killed"))),
     }
 }
 
-fn crashed(files: &BoxFiles) -> State {
+fn crashed(files: &BoxFiles, why: &str) -> State {
     let ended = fs::metadata(files.state()).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let error = ErrorRecord {
         kind: FailureKind::VmmLost,
-        messages: vec!["the box's monitor was killed".into()],
+        messages: vec![why.into()],
         hint: None,
         console_tail: Vec::new(),
     };
     State::Failed { error, ended_unix_nanos: unix_nanos(ended) }
 }
 
-fn read_state(files: &BoxFiles) -> Result<Option<StatusFile>> {
+enum Recorded {
+    Nothing,
+    State(State),
+    Damaged,
+}
+
+fn read_state(files: &BoxFiles) -> Result<Recorded> {
     let path = files.state();
-    let Some(bytes) = read_bounded(&path, STATE_LIMIT)? else { return Ok(None) };
-    let status: StatusFile =
-        serde_json::from_slice(&bytes).map_err(|e| storage(format!("{} is damaged", path.display()), e))?;
-    Ok(Some(status))
+    let Some(bytes) = read_bounded(&path, STATE_LIMIT)? else { return Ok(Recorded::Nothing) };
+    match serde_json::from_slice::<StatusFile>(&bytes) {
+        Ok(status) if status.version == VERSION => Ok(Recorded::State(status.update.state)),
+        Ok(_) => Ok(Recorded::Damaged),
+        Err(error) => {
+            tracing::warn!(error = %error, path = %path.display(), "a state does not decode");
+            Ok(Recorded::Damaged)
+        }
+    }
 }
 
 /// Nanoseconds since the Unix epoch, which fit until the year 2554.
@@ -307,7 +321,7 @@ pub(crate) fn unix_nanos(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use boxlite_control::{EngineChoice, VERSION};
+    use boxlite_control::EngineChoice;
     use std::os::unix::net::UnixListener;
 
     fn with_state(state: State) -> (tempfile::TempDir, BoxFiles) {
@@ -350,9 +364,11 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_state_is_an_error_and_no_guess() {
+    fn a_box_whose_state_is_damaged_has_crashed_and_can_still_be_removed() {
         let (_folder, files) = with_state(running());
-        fs::write(files.state(), b"{").unwrap();
-        assert_eq!(observe(&files).unwrap_err().kind(), ErrorKind::Storage);
+        for damage in ["", "{", "{}"] {
+            fs::write(files.state(), damage).unwrap();
+            assert!(matches!(observe(&files).unwrap(), Observed::Crashed(_)), "{damage:?}");
+        }
     }
 }

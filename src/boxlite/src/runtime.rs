@@ -9,13 +9,15 @@
 //! ```
 //!
 //! While the creator of a box that is not detached lives, it holds the lock `owner` in the folder. Recovery, which runs
-//! whenever a runtime is opened, removes boxes that were to remove themselves and whose owner and monitor are gone.
+//! whenever a runtime is opened, removes boxes that were to remove themselves and whose owner and monitor are gone. It
+//! decides under the box's lock, keeps that lock until the folder is away, and never fails the runtime.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
     BoxFiles, ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec,
@@ -26,7 +28,7 @@ use boxlite_portal::ports;
 use crate::disk;
 use crate::erofs;
 use crate::error::{Error, ErrorKind, Result, storage};
-use crate::home::{FileLock, Home, is_id, new_id, write_atomic};
+use crate::home::{DRAFT, FileLock, Held, Home, TRASH, is_id, new_id, write_atomic};
 use crate::image::{ImageConfig, ImageStore};
 use crate::images::ImageHandle;
 use crate::info::BoxInfo;
@@ -42,6 +44,14 @@ const MEMORY_MIB: u32 = 1024;
 const DISK_GB: u64 = 10;
 /// How long the main command of a box gets to end when the program that owns it ends.
 const OWNER_GONE_GRACE: Duration = Duration::from_millis(500);
+/// The lock that says that a box's creator lives.
+const OWNER: &str = "owner";
+/// How long a box may take to be gone after its end: its monitor says good-bye and removes files.
+pub(crate) const RELEASE: Duration = Duration::from_secs(30);
+/// How often a lock that a monitor still holds is tried again.
+const RELEASE_LOOK: Duration = Duration::from_millis(10);
+/// The end of the shim's log that is looked at, in bytes.
+const LOG_TAIL: u64 = 64 << 10;
 /// Lines of the shim's log that an error shows.
 const LOG_LINES: usize = 20;
 
@@ -69,6 +79,8 @@ struct Owned {
     /// Held as long as this process answers for the box.
     owner: Option<FileLock>,
     monitor: Option<Arc<Monitor>>,
+    /// Taken by whoever starts the box, so that of several at once one starts it and the others find it started.
+    starting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl BoxliteRuntime {
@@ -90,7 +102,7 @@ impl BoxliteRuntime {
             programs: OnceLock::new(),
             boxes: Mutex::default(),
         };
-        inner.recover()?;
+        inner.recover();
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -188,20 +200,9 @@ impl BoxliteRuntime {
             || Error::new(ErrorKind::NotFound, format!("there is no box `{}`", id_or_name.escape_debug()));
         let found = self.get(id_or_name).await?.ok_or_else(missing)?;
         let id = found.id().to_owned();
-        let active = match found.info() {
-            Ok(info) => info.status.is_active(),
-            // It removes itself, and was quicker.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if active && !force {
-            return Err(Error::new(ErrorKind::InvalidState, format!("box {id} is running"))
-                .with_hint("stop it first, or remove it by force"));
-        }
-        if active {
+        if force {
+            // Also one that is about to start or to end; when none runs there is nothing to stop.
             found.stop_with(0, Duration::ZERO).await?;
-        } else {
-            found.wait_gone().await?;
         }
         let inner = self.inner.clone();
         blocking(move || inner.remove(&id)).await
@@ -252,6 +253,11 @@ impl RuntimeInner {
     /// The monitor that this runtime started for a box.
     pub(crate) fn monitor(&self, id: &str) -> Option<Arc<Monitor>> {
         self.owned().get(id).and_then(|own| own.monitor.clone())
+    }
+
+    /// The right to start this box, one at a time in this process. Other processes meet at the monitor's lock.
+    pub(crate) fn gate(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.owned().entry(id.to_owned()).or_default().starting.clone()
     }
 
     pub(crate) fn engine(&self) -> Engine {
@@ -340,7 +346,7 @@ impl RuntimeInner {
         let size = options.disk_size_gb.unwrap_or(DISK_GB);
         let base = disk::base::ensure(&self.home.cache(), size).map_err(disk_error)?;
 
-        let draft = self.home.tmp().join(format!("box-{id}"));
+        let draft = self.home.tmp().join(format!("{DRAFT}{id}"));
         let made = self.fill(&draft, &bytes, &base, size << 30);
         let published = made.and_then(|owner| self.publish(&draft, &record).map(|()| owner));
         match published {
@@ -379,7 +385,12 @@ impl RuntimeInner {
         let failed = |e| storage(format!("cannot make {}", draft.display()), e);
         fs::DirBuilder::new().mode(0o700).create(draft).map_err(failed)?;
         let files = BoxFiles::new(draft);
-        let owner = FileLock::wait(&draft.join("owner"))?;
+        let owner = FileLock::attempt(&draft.join(OWNER))?;
+        // Only a recovery that takes the draft for an abandoned one gets in between, and that removes it.
+        let owner = owner.ok_or_else(|| {
+            Error::new(ErrorKind::Storage, format!("{} is being cleared away", draft.display()))
+                .with_hint("try again")
+        })?;
         fs::DirBuilder::new().mode(0o700).create(files.logs()).map_err(failed)?;
         write_atomic(&files.config(), record)?;
         disk::qcow2::create_overlay(&files.disk(), base, DiskFormat::Raw, size).map_err(disk_error)?;
@@ -403,73 +414,102 @@ impl RuntimeInner {
             .map_err(|e| storage(format!("cannot make {}", place.folder().display()), e))
     }
 
-    fn remove(&self, id: &str) -> Result<()> {
+    /// Waits until no monitor has the box any more: it may still be at its last work when the final state is known.
+    /// Returns the box's lock, or `None` when its folder is gone.
+    fn released(&self, id: &str) -> Result<Option<FileLock>> {
         let files = self.home.files(id);
-        if !files.folder().is_dir() {
-            self.owned().remove(id);
-            return Ok(());
+        let deadline = Instant::now() + RELEASE;
+        loop {
+            match FileLock::attempt_existing(&files.lock())? {
+                Held::ByUs(lock) => return Ok(Some(lock)),
+                Held::ByAnother => {}
+                Held::Gone if !files.folder().is_dir() => return Ok(None),
+                // Never started: the lock is made by the first who wants it.
+                Held::Gone => {
+                    if let Some(lock) = FileLock::attempt(&files.lock())? {
+                        return Ok(Some(lock));
+                    }
+                }
+            }
+            let observed = monitor::observe(&files)?;
+            if matches!(observed, Observed::Live(_)) {
+                return Err(Error::new(ErrorKind::InvalidState, format!("box {id} is running"))
+                    .with_hint("stop it first, or remove it by force"));
+            }
+            if Instant::now() >= deadline {
+                let message = format!("the monitor of box {id} does not end");
+                return Err(Error::new(ErrorKind::Engine, message));
+            }
+            thread::sleep(RELEASE_LOOK);
         }
-        let Some(lock) = FileLock::attempt(&files.lock())? else {
-            return Err(Error::new(ErrorKind::InvalidState, format!("box {id} is running")));
-        };
-        self.discard(&files, id)?;
-        drop(lock);
+    }
+
+    /// Waits until nobody runs the box, and lets it go again.
+    pub(crate) fn wait_released(&self, id: &str) -> Result<()> {
+        self.released(id).map(drop)
+    }
+
+    fn remove(&self, id: &str) -> Result<()> {
+        if let Some(_lock) = self.released(id)? {
+            self.discard(&self.home.files(id), id)?;
+        }
         self.owned().remove(id);
         Ok(())
     }
 
     /// Takes a folder away at once, then deletes it. The caller holds its lock.
     fn discard(&self, files: &BoxFiles, id: &str) -> Result<()> {
-        let trash = self.home.tmp().join(format!("removed-{id}"));
-        let _changing = self.home.lock()?;
+        let trash = self.home.trash(id);
+        let changing = self.home.lock()?;
         match fs::rename(files.folder(), &trash) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(storage(format!("cannot remove {}", files.folder().display()), e)),
         }
-        fs::remove_dir_all(&trash).map_err(|e| storage(format!("cannot remove {}", trash.display()), e))
+        // What is in the trash is nobody's: others may help to delete it.
+        drop(changing);
+        delete(&trash)
     }
 
-    /// Clears away what killed processes left.
-    fn recover(&self) -> Result<()> {
-        for record in self.records()?.into_iter().filter(|record| record.auto_remove) {
-            let files = self.home.files(&record.id);
-            let orphaned = match monitor::observe(&files) {
-                Ok(Observed::Ended(_) | Observed::Crashed(_)) => true,
-                Ok(Observed::NeverStarted) => {
-                    !record.detach && FileLock::attempt(&files.folder().join("owner"))?.is_some()
+    /// Clears away what killed processes left. What cannot be cleared away is told and left.
+    fn recover(&self) {
+        match self.records() {
+            Ok(records) => {
+                for record in records.into_iter().filter(|record| record.auto_remove) {
+                    if let Err(error) = self.recover_box(&record) {
+                        tracing::warn!(id = record.id, error = %error.report(), "a box cannot be cleared away");
+                    }
                 }
-                Ok(Observed::Live(_)) => false,
-                Err(error) => {
-                    tracing::warn!(id = record.id, error = %error.report(), "a box cannot be read");
-                    false
-                }
-            };
-            if orphaned && let Ok(Some(_lock)) = FileLock::attempt(&files.lock()) {
-                tracing::info!(id = record.id, "removing a box that was left behind");
-                self.discard(&files, &record.id)?;
+            }
+            Err(error) => tracing::warn!(error = %error.report(), "boxes cannot be looked through"),
+        }
+        let entries = fs::read_dir(self.home.tmp()).into_iter().flatten().flatten();
+        for entry in entries {
+            if let Err(error) = recover_draft(&entry.path()) {
+                tracing::warn!(error = %error.report(), "what was left behind cannot be cleared away");
             }
         }
-        let folder = self.home.tmp();
-        let failed = |e| storage(format!("cannot list {}", folder.display()), e);
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let removed =
-                name.starts_with("removed-") && FileLock::attempt(&self.home.root().join("lock"))?.is_some();
-            let draft = name.starts_with("box-") && {
-                let owner = entry.path().join("owner");
-                owner.exists() && FileLock::attempt(&owner)?.is_some()
-            };
-            if (removed || draft)
-                && let Err(error) = fs::remove_dir_all(entry.path())
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(error = %error, folder = %entry.path().display(), "cannot remove what was left behind");
-            }
+    }
+
+    fn recover_box(&self, record: &BoxRecord) -> Result<()> {
+        let files = self.home.files(&record.id);
+        if matches!(monitor::observe(&files)?, Observed::Live(_)) {
+            return Ok(());
         }
-        Ok(())
+        // A detached box has no owner to wait for.
+        let _owner = match FileLock::attempt_existing(&files.folder().join(OWNER))? {
+            Held::ByUs(lock) => lock,
+            Held::ByAnother | Held::Gone => return Ok(()),
+        };
+        let Some(_lock) = FileLock::attempt(&files.lock())? else { return Ok(()) };
+        // Under both locks nobody can start it any more: now the answer holds.
+        match monitor::observe(&files)? {
+            Observed::Live(_) => return Ok(()),
+            Observed::NeverStarted if record.detach => return Ok(()),
+            Observed::NeverStarted | Observed::Ended(_) | Observed::Crashed(_) => {}
+        }
+        tracing::info!(id = record.id, "removing a box that was left behind");
+        self.discard(&files, &record.id)
     }
 
     /// Starts a box's monitor.
@@ -518,6 +558,7 @@ impl RuntimeInner {
             version: VERSION,
             box_id: record.id.clone(),
             folder: files.folder().to_owned(),
+            trash: self.home.trash(&record.id),
             cache: self.home.cache(),
             engine: match self.engine {
                 Engine::Auto => EngineChoice::Auto,
@@ -546,7 +587,16 @@ impl RuntimeInner {
 
     /// The end of what monitor and VMM wrote.
     pub(crate) fn shim_log_tail(&self, files: &BoxFiles) -> Vec<String> {
-        let text = fs::read(files.shim_log()).unwrap_or_default();
+        use std::io::{Read, Seek, SeekFrom};
+        let mut text = Vec::new();
+        let read = fs::File::open(files.shim_log()).and_then(|mut log| {
+            let length = log.seek(SeekFrom::End(0))?;
+            log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+            log.take(LOG_TAIL).read_to_end(&mut text)
+        });
+        if let Err(error) = read {
+            return vec![format!("the log cannot be read: {error}")];
+        }
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         lines.iter().rev().take(LOG_LINES).rev().map(|line| crate::rpc::shown(line)).collect()
@@ -569,6 +619,45 @@ impl Drop for RuntimeInner {
                 tracing::warn!(id, error = %error.report(), "cannot remove a box that was never started");
             }
         }
+    }
+}
+
+/// Deletes a folder that others may be deleting as well.
+fn delete(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(storage(format!("cannot remove {}", folder.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes an entry of `tmp` that belongs to nobody.
+fn recover_draft(entry: &Path) -> Result<()> {
+    let name = entry.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with(TRASH) {
+        return delete(entry);
+    }
+    if !name.starts_with(DRAFT) {
+        return Ok(());
+    }
+    match FileLock::attempt_existing(&entry.join(OWNER))? {
+        // Held until the folder is away: its maker, should it come late, fails and starts anew.
+        Held::ByUs(_owner) => delete(entry),
+        Held::ByAnother => Ok(()),
+        // Made a moment ago or abandoned before anything was in it: an empty folder goes, any other stays.
+        Held::Gone => match fs::remove_dir(entry) {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(storage(format!("cannot remove {}", entry.display()), e)),
+            Ok(()) => Ok(()),
+        },
     }
 }
 

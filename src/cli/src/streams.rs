@@ -1,8 +1,11 @@
 //! The three streams between this process and one in a box.
 
 use std::io::{ErrorKind, Read};
+use std::time::Duration;
 
-use boxlite::{ExecOutput, ExecStdin, Execution};
+use boxlite::{ExecOutput, ExecStdin, Execution, LiteBox};
+use futures_util::future::Either;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -15,9 +18,24 @@ const PATIENCE: usize = 3;
 const CHUNK: usize = 64 << 10;
 /// 128 + SIGPIPE: nobody reads our output any more.
 const NOBODY_READS: i32 = 141;
+/// 128 + SIGKILL: what is known of a command whose end was not waited for.
+const KILLED: i32 = 137;
+
+/// What is ended when the user has lost patience, or nobody reads the output.
+#[derive(Clone, Copy)]
+pub(crate) enum Whole<'a> {
+    /// The box: its monitor needs no help of the guest for that.
+    Box(&'a LiteBox),
+    /// The command alone.
+    Command,
+}
 
 /// Connects the streams, passes signals on, and waits for the end. Returns the code that a shell would report.
-pub(crate) async fn connect(mut execution: Execution, interactive: bool) -> Result<i32, Failure> {
+pub(crate) async fn connect(
+    mut execution: Execution,
+    interactive: bool,
+    whole: Whole<'_>,
+) -> Result<i32, Failure> {
     let stdin = execution.stdin();
     let feeding = async {
         match stdin {
@@ -36,6 +54,8 @@ pub(crate) async fn connect(mut execution: Execution, interactive: bool) -> Resu
 
     tokio::pin!(feeding, printing);
     let (mut fed, mut printed, mut asked) = (false, false, 0);
+    // A guest may be slow to take a signal: nothing else waits for that.
+    let mut sending = FuturesUnordered::new();
     loop {
         tokio::select! {
             outcome = &mut feeding, if !fed => {
@@ -48,26 +68,39 @@ pub(crate) async fn connect(mut execution: Execution, interactive: bool) -> Resu
                 printed = true;
                 if let Err(error) = outcome {
                     // Without its reader the command is of no use to anybody.
-                    kill(&execution).await;
+                    end(&execution, whole).await;
                     return if error.kind() == ErrorKind::BrokenPipe { Ok(NOBODY_READS) } else { Err(error.into()) };
                 }
             }
             result = execution.wait(), if printed => return Ok(result?.shell_code()),
             number = signals.next() => {
                 asked += 1;
-                if asked >= PATIENCE {
-                    exit::message("killing the command");
-                    kill(&execution).await;
-                } else if let Err(error) = execution.signal(number).await {
-                    exit::message(&error.report());
+                if asked > PATIENCE {
+                    return Ok(KILLED);
+                } else if asked == PATIENCE {
+                    exit::message("killing it; once more gives up waiting");
+                    sending.push(Either::Left(end(&execution, whole)));
+                } else {
+                    sending.push(Either::Right(pass_on(&execution, number)));
                 }
             }
+            Some(()) = sending.next() => {}
         }
     }
 }
 
-async fn kill(execution: &Execution) {
-    if let Err(error) = execution.kill().await {
+async fn pass_on(execution: &Execution, number: i32) {
+    if let Err(error) = execution.signal(number).await {
+        exit::message(&error.report());
+    }
+}
+
+async fn end(execution: &Execution, whole: Whole<'_>) {
+    let ended = match whole {
+        Whole::Box(running) => running.stop_with(0, Duration::ZERO).await,
+        Whole::Command => execution.kill().await,
+    };
+    if let Err(error) = ended {
         exit::message(&error.report());
     }
 }

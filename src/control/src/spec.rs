@@ -14,6 +14,8 @@ pub struct MonitorConfig {
     pub box_id: String,
     /// The box's folder: see [`BoxFiles`](crate::BoxFiles).
     pub folder: PathBuf,
+    /// Where the box's folder is renamed to before it is deleted, on the same file system. Nobody takes it for a box there.
+    pub trash: PathBuf,
     /// A folder for what all boxes share, such as the kernel image.
     pub cache: PathBuf,
     /// Which engine to use.

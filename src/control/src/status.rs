@@ -96,6 +96,8 @@ pub enum FailureKind {
     Container,
     /// The VMM ended by itself.
     VmmLost,
+    /// Another monitor has the box.
+    AlreadyRunning,
     /// A fault of the host or of this program.
     Internal,
 }

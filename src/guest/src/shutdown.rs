@@ -21,6 +21,8 @@ use crate::execution::output::Output;
 
 /// How long executions may take to end once the first process of their namespace has been killed.
 const END: Duration = Duration::from_secs(10);
+/// How long readers that the main command's output is held for may take to come.
+const READERS: Duration = Duration::from_secs(10);
 /// How long the answer may take to arrive.
 const DELIVERY: Duration = Duration::from_secs(1);
 /// Beyond this a deadline is none.
@@ -178,13 +180,15 @@ fn send(agent: &Agent, main: &Execution, signal: i32) {
     }
 }
 
-/// Waits until the output that was held for its readers has had them, and no client is attached any more.
+/// Waits until the output that was held for its readers has had them, and no client is attached any more. Whoever is
+/// attached may have long; who has not come is not waited for beyond [`READERS`].
 async fn drain(agent: &Agent, unread: Option<&Output>, plan: &mut watch::Receiver<Plan>) {
     let since = Instant::now();
     let mut attached = agent.attached.subscribe();
     let all_read = async {
         if let Some(output) = unread {
-            output.read_by_all().await;
+            // Late or never comes to the same: what counts from here on is who is attached.
+            drop(tokio::time::timeout(READERS, output.read_by_all()).await);
         }
         // Whether nobody is attached or nobody counts any more: there is no one to wait for.
         drop(attached.wait_for(|count| *count == 0).await);

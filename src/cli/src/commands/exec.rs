@@ -7,7 +7,7 @@ use boxlite::{BoxCommand, BoxliteRuntime};
 use super::find;
 use crate::args::{ExecArgs, environment};
 use crate::exit::{self, Failure};
-use crate::streams;
+use crate::streams::{self, Whole};
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: ExecArgs) -> Result<ExitCode, Failure> {
     let mut words = args.command.into_iter();
@@ -22,5 +22,5 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: ExecArgs) -> Result<Exit
         return Err(Failure::Told(text));
     }
     let execution = target.exec(command).await?;
-    streams::connect(execution, args.interactive).await.map(exit::of_command)
+    streams::connect(execution, args.interactive, Whole::Command).await.map(exit::of_command)
 }

@@ -1,6 +1,8 @@
 //! `boxlite load`
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,7 +19,7 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<Exit
         Some(path) => path,
         None => {
             spooled = spool(runtime.home_dir().join("tmp")).await?;
-            spooled.path().to_owned()
+            PathBuf::from(format!("/proc/self/fd/{}", spooled.as_raw_fd()))
         }
     };
     let bar = !args.quiet && io::stderr().is_terminal();
@@ -36,15 +38,16 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Standard input as a file, since an archive is not read in order.
-async fn spool(folder: PathBuf) -> Result<tempfile::NamedTempFile, Failure> {
+/// Standard input as a file, since an archive is not read in order. The file has no name, so that nothing is left of it
+/// however this process ends.
+async fn spool(folder: PathBuf) -> Result<File, Failure> {
     if io::stdin().is_terminal() {
         let text =
             "no archive was given\nhint: `boxlite load -i FILE`, or pass the archive through standard input";
         return Err(Failure::Told(text.into()));
     }
     let copy = move || {
-        let mut file = tempfile::Builder::new().prefix("load-").tempfile_in(folder)?;
+        let mut file = tempfile::tempfile_in(folder)?;
         io::copy(&mut io::stdin().lock(), &mut file)?;
         file.flush()?;
         Ok(file)

@@ -1,12 +1,16 @@
 //! `boxlite run`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use boxlite::{BoxOptions, BoxliteRuntime, ImageHandle, LiteBox, RootfsSpec};
 
 use crate::args::{RunArgs, environment};
 use crate::exit::{self, Failure};
-use crate::streams;
+use crate::streams::{self, Whole};
+
+/// How long the monitor may take to find out why a stream broke.
+const CAUSE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitCode, Failure> {
     let (name, interactive) = (args.name.clone(), args.interactive);
@@ -21,12 +25,17 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitC
 
 async fn attached(created: &LiteBox, interactive: bool) -> Result<i32, Failure> {
     let execution = created.start_attached().await?;
-    match streams::connect(execution, interactive).await {
-        // A stream broke, so output may be missing, whatever the exit code. The monitor knows why.
-        Err(Failure::Library(error)) => match created.wait().await {
-            Err(cause) if cause.kind() == boxlite::ErrorKind::Engine => Err(cause.into()),
-            _ => Err(error.into()),
-        },
+    match streams::connect(execution, interactive, Whole::Box(created)).await {
+        // A stream broke, so output may be missing, whatever the exit code. The monitor knows why, unless the guest
+        // itself broke it and goes on: nobody waits for such a one.
+        Err(Failure::Library(error)) => {
+            let cause = tokio::time::timeout(CAUSE, created.wait()).await;
+            created.stop_with(0, Duration::ZERO).await?;
+            match cause {
+                Ok(Err(cause)) if cause.kind() == boxlite::ErrorKind::Engine => Err(cause.into()),
+                _ => Err(error.into()),
+            }
+        }
         outcome => outcome,
     }
 }

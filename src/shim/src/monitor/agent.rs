@@ -10,7 +10,7 @@ use boxlite_portal::client::Portal;
 use boxlite_portal::v1;
 use tonic::Status;
 
-use super::machine::{DRAIN, Failure};
+use super::machine::Failure;
 use super::unix_nanos;
 use crate::text;
 
@@ -71,15 +71,16 @@ pub(super) async fn wait_for_main(portal: &Portal) -> Result<Exit, Vec<String>> 
         .ok_or_else(|| vec!["the agent does not say how the main command ended".to_owned()])
 }
 
-/// Has the agent end the box. Says how the main command ended.
+/// Has the agent end the box, or hastens the end that it was asked for before. Says how the main command ended.
 pub(super) async fn shut_down(
     portal: &Portal,
     signal: u32,
     grace: Duration,
+    drain: Duration,
     discard: bool,
 ) -> Result<Option<Exit>, Vec<String>> {
     let request =
-        v1::ShutdownRequest { signal, grace_millis: millis(grace), drain_millis: millis(DRAIN), discard };
+        v1::ShutdownRequest { signal, grace_millis: millis(grace), drain_millis: millis(drain), discard };
     let answer = portal.guest().shutdown(request).await.map_err(|status| words(&status))?;
     Ok(exit(answer.into_inner().main))
 }

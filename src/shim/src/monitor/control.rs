@@ -76,13 +76,13 @@ async fn serve_one(
         }
         Request::Watch => watch(stream, updates).await,
         Request::Stop { signal, grace_millis } => {
-            let stop = Event::Stop { signal, grace: Duration::from_millis(grace_millis) };
-            // When nobody takes events any more the box has ended, as the answer will say.
-            if signal <= 64 && events.send(stop).await.is_ok() || updates.borrow().state.is_final() {
-                watch(stream, updates).await;
-            } else {
-                answer(&mut stream, refused(&format!("{signal} is no signal"))).await;
+            if signal > 64 {
+                return answer(&mut stream, refused(&format!("{signal} is no signal"))).await;
             }
+            let stop = Event::Stop { signal, grace: Duration::from_millis(grace_millis) };
+            // When nobody takes events any more the box has ended, and its final state is there or follows.
+            drop(events.send(stop).await);
+            watch(stream, updates).await;
         }
         _ => answer(&mut stream, refused("this monitor does not know the request")).await,
     }
@@ -186,6 +186,17 @@ mod tests {
         let mut stream = server.ask(&Request::Stop { signal: 15, grace_millis: 1500 }).await;
         let stop = Event::Stop { signal: 15, grace: Duration::from_millis(1500) };
         assert_eq!(server.events.recv().await, Some(stop));
+        assert_eq!(status(&mut stream).await.generation, 1);
+        server.publisher.publish(STOPPED);
+        assert_eq!(status(&mut stream).await.state, STOPPED);
+        server.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stop_of_a_box_that_has_just_ended_is_answered_with_its_end() {
+        let mut server = server();
+        server.events.close();
+        let mut stream = server.ask(&Request::Stop { signal: 15, grace_millis: 0 }).await;
         assert_eq!(status(&mut stream).await.generation, 1);
         server.publisher.publish(STOPPED);
         assert_eq!(status(&mut stream).await.state, STOPPED);

@@ -32,8 +32,8 @@ impl Driver<'_> {
     /// Drives the box to its end. All processes of the machine have ended then.
     pub(super) async fn run(mut self) -> Verdict {
         let start = Instant::now();
-        let mut machine =
-            Machine::new(Duration::ZERO, Duration::from_millis(self.config.boot_timeout_millis));
+        let boot_timeout = Duration::from_millis(self.config.boot_timeout_millis);
+        let mut machine = Machine::new(Duration::ZERO, boot_timeout, self.config.auto_remove);
         let mut calls =
             Calls { portal: Arc::default(), running: JoinSet::new(), events: self.sender.clone() };
         loop {
@@ -69,7 +69,10 @@ impl Driver<'_> {
                 calls.wait_for_main();
             }
             Action::PublishStopping => self.publisher.publish(State::Stopping),
-            Action::ShutDown { signal, grace } => calls.shut_down(signal, grace, self.config.auto_remove),
+            Action::ShutDown { signal, grace, drain } => {
+                calls.shut_down(signal, grace, drain, self.config.auto_remove);
+            }
+            Action::ShortenDrain(drain) => calls.shorten_drain(drain, self.config.auto_remove),
             Action::KillMain => calls.kill_main(),
             Action::KillVmm => self.vmm.kill(),
             // The loop has taken it.
@@ -145,17 +148,28 @@ impl Calls {
         });
     }
 
-    fn shut_down(&mut self, signal: u32, grace: Duration, discard: bool) {
+    fn shut_down(&mut self, signal: u32, grace: Duration, drain: Duration, discard: bool) {
         let Some(portal) = self.portal.get().cloned() else { return };
         self.spawn(async move {
-            match agent::shut_down(&portal, signal, grace, discard).await {
+            match agent::shut_down(&portal, signal, grace, drain, discard).await {
                 Ok(exit) => Some(Event::ShutDown(exit)),
                 Err(causes) => {
                     tracing::warn!(causes = causes.join(": "), "the agent did not end the box");
                     sleep(FOR_A_BETTER_REASON).await;
-                    Some(Event::ShutDownFailed)
+                    Some(Event::ShutDownFailed(causes))
                 }
             }
+        });
+    }
+
+    /// The answer is that of the call before, which reports it.
+    fn shorten_drain(&mut self, drain: Duration, discard: bool) {
+        let Some(portal) = self.portal.get().cloned() else { return };
+        self.spawn(async move {
+            if let Err(causes) = agent::shut_down(&portal, 0, Duration::ZERO, drain, discard).await {
+                tracing::warn!(causes = causes.join(": "), "the agent could not be hastened");
+            }
+            None
         });
     }
 

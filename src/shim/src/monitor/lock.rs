@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use boxlite_control::BoxFiles;
 use nix::errno::Errno;
@@ -47,11 +47,19 @@ impl Lock {
     }
 
     /// Removes the box's folder with all that is in it, if it is still the one whose lock this is.
-    pub(super) fn remove_folder(self) -> io::Result<()> {
+    ///
+    /// It goes to `trash` first, so that nobody ever finds half a box, also when this process is killed meanwhile. What is
+    /// left in `trash` then is for others to collect.
+    pub(super) fn remove_folder(self, trash: &Path) -> io::Result<()> {
         if !self.is_in_its_folder() {
             return Err(io::Error::other("the folder is not that of this box any more"));
         }
-        fs::remove_dir_all(self.files.folder())
+        fs::rename(self.files.folder(), trash)?;
+        match fs::remove_dir_all(trash) {
+            // Who collects the trash was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     fn is_in_its_folder(&self) -> bool {
@@ -83,21 +91,33 @@ mod tests {
 
     #[test]
     fn a_removed_box_takes_its_content_with_it() {
-        let (_keep, files) = folder();
+        let (keep, files) = folder();
         fs::create_dir(files.logs()).unwrap();
         fs::write(files.console_log(), "x").unwrap();
-        Lock::take(&files).unwrap().remove_folder().unwrap();
-        assert!(!files.folder().exists());
+        Lock::take(&files).unwrap().remove_folder(&keep.path().join("trash")).unwrap();
+        assert_eq!(fs::read_dir(keep.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_box_that_cannot_be_renamed_keeps_all_that_it_has() {
+        let (keep, files) = folder();
+        fs::write(files.state(), "x").unwrap();
+        let trash = keep.path().join("trash");
+        fs::create_dir(&trash).unwrap();
+        fs::write(trash.join("of another"), "y").unwrap();
+        Lock::take(&files).unwrap().remove_folder(&trash).unwrap_err();
+        assert_eq!(fs::read(files.state()).unwrap(), b"x");
+        assert_eq!(fs::read(trash.join("of another")).unwrap(), b"y");
     }
 
     #[test]
     fn a_folder_that_became_another_box_is_not_removed() {
-        let (_keep, files) = folder();
+        let (keep, files) = folder();
         let lock = Lock::take(&files).unwrap();
         fs::rename(files.folder(), files.folder().with_extension("old")).unwrap();
         fs::create_dir(files.folder()).unwrap();
         fs::write(files.lock(), "").unwrap();
-        lock.remove_folder().unwrap_err();
+        lock.remove_folder(&keep.path().join("trash")).unwrap_err();
         assert!(files.lock().exists());
     }
 

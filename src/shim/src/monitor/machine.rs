@@ -27,10 +27,18 @@ use boxlite_control::{Exit, FailureKind};
 
 /// SIGKILL, the same on every Linux.
 const SIGKILL: u32 = 9;
-/// How long attached streams may take to be read when the main command has ended.
-pub(super) const DRAIN: Duration = Duration::from_secs(10);
+/// How long attached streams may take to be read when a box is stopped.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The same when the main command has ended by itself: whoever reads its output in his own time, such as a pager, gets all
+/// of it. A stop shortens this.
+const LONG_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// What the agent may take for the rest of its work, and the killing of processes, when it ends a box.
 const SLACK: Duration = Duration::from_secs(5);
+/// The same when only the drain was left to do.
+const SHORT_SLACK: Duration = Duration::from_secs(1);
+/// What the agent may take, after all that, to write out and unmount a disk that is kept: its memory may be full of what a
+/// slow disk of the host has to take.
+const FLUSH: Duration = Duration::from_secs(120);
 /// How long a killed VMM may take to be gone.
 const KILL: Duration = Duration::from_secs(20);
 /// A grace beyond this is as good as endless.
@@ -78,8 +86,8 @@ pub(super) enum Event {
     },
     /// The agent has ended the box and says how the main command ended.
     ShutDown(Option<Exit>),
-    /// The agent could not be asked to, or did not answer.
-    ShutDownFailed,
+    /// The agent could not be asked to, or did not answer, for these reasons.
+    ShutDownFailed(Vec<String>),
     /// The VMM and all of its children have ended, in this way and for these reasons.
     VmmGone(Vec<String>),
     /// [`Machine::deadline`] has come.
@@ -98,7 +106,10 @@ pub(super) enum Action {
     /// Publish that the box is stopping.
     PublishStopping,
     /// Ask the agent to end the box. Answered by `ShutDown` or `ShutDownFailed`.
-    ShutDown { signal: u32, grace: Duration },
+    ShutDown { signal: u32, grace: Duration, drain: Duration },
+    /// Tell the agent that streams are read for this long at most, counted from the end of the main command. It has been
+    /// asked to end the box before.
+    ShortenDrain(Duration),
     /// Send SIGKILL to the main command.
     KillMain,
     /// Kill the VMM. Answered by `VmmGone`.
@@ -123,13 +134,15 @@ enum Phase {
 pub(super) struct Machine {
     phase: Phase,
     boot_timeout: Duration,
+    /// The disk is not used again, so that it does not matter what is on it.
+    discard: bool,
 }
 
 impl Machine {
-    /// A box whose VMM has just been started.
-    pub(super) fn new(now: Duration, boot_timeout: Duration) -> Self {
+    /// A box whose VMM has just been started. With `discard` its disk is not used again after its end.
+    pub(super) fn new(now: Duration, boot_timeout: Duration, discard: bool) -> Self {
         let deadline = now.saturating_add(boot_timeout);
-        Self { phase: Phase::Booting { step: "kernel".to_owned(), deadline }, boot_timeout }
+        Self { phase: Phase::Booting { step: "kernel".to_owned(), deadline }, boot_timeout, discard }
     }
 
     /// When [`Event::Deadline`] is due.
@@ -154,9 +167,9 @@ impl Machine {
         let (phase, actions) = match mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Booting { step, deadline } => self.booting(step, deadline, event, now),
             Phase::Starting { deadline } => self.starting(deadline, event, now),
-            Phase::Running => running(event, now),
+            Phase::Running => self.running(event, now),
             Phase::Ending { exit, kill_main_at, give_up_at } => {
-                ending(exit, kill_main_at, give_up_at, event, now)
+                self.ending(exit, kill_main_at, give_up_at, event, now)
             }
             Phase::Killing { verdict, deadline } => killing(verdict, deadline, event, now),
             Phase::Ended => (Phase::Ended, Vec::new()),
@@ -197,6 +210,99 @@ impl Machine {
             hint: Some("allow a longer boot time, or give the host less to do".to_owned()),
         }
     }
+
+    fn running(&self, event: Event, now: Duration) -> (Phase, Vec<Action>) {
+        match event {
+            Event::MainEnded(exit) => {
+                let give_up_at = now + LONG_DRAIN + SLACK + self.flush();
+                let phase = Phase::Ending { exit: Some(exit), kill_main_at: None, give_up_at };
+                let shut_down = Action::ShutDown { signal: 0, grace: Duration::ZERO, drain: LONG_DRAIN };
+                (phase, vec![Action::PublishStopping, shut_down])
+            }
+            Event::Stop { signal, grace } => {
+                let grace = effective(signal, grace);
+                let (kill_main_at, give_up_at) = self.times(now, grace);
+                let phase = Phase::Ending { exit: None, kill_main_at: Some(kill_main_at), give_up_at };
+                (phase, vec![Action::PublishStopping, Action::ShutDown { signal, grace, drain: DRAIN }])
+            }
+            Event::PortalLost(causes) => {
+                let mut messages = vec!["the agent in the box does not answer any more".to_owned()];
+                messages.extend(causes);
+                kill(now, Verdict::Failed(Failure { kind: FailureKind::VmmLost, messages, hint: None }))
+            }
+            Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box ran"))),
+            _ => (Phase::Running, Vec::new()),
+        }
+    }
+
+    fn ending(
+        &self,
+        exit: Option<Exit>,
+        kill_main_at: Option<Duration>,
+        give_up_at: Duration,
+        event: Event,
+        now: Duration,
+    ) -> (Phase, Vec<Action>) {
+        match event {
+            Event::MainEnded(ended) => {
+                let give_up_at = give_up_at.min(now + DRAIN + SLACK + self.flush());
+                (Phase::Ending { exit: exit.or(Some(ended)), kill_main_at: None, give_up_at }, Vec::new())
+            }
+            // A second stop shortens the grace of the first and never lengthens it.
+            Event::Stop { signal, grace } => {
+                let grace = effective(signal, grace);
+                if let Some(kill_main_at) = kill_main_at {
+                    let (kill_sooner_at, give_up_sooner_at) = self.times(now, grace);
+                    let kill_main_at = Some(kill_main_at.min(kill_sooner_at));
+                    let give_up_at = give_up_at.min(give_up_sooner_at);
+                    return (Phase::Ending { exit, kill_main_at, give_up_at }, Vec::new());
+                }
+                // The main command has had its end, so the grace is for those who read its output.
+                let sooner = now.saturating_add(grace).saturating_add(SHORT_SLACK + self.flush());
+                let actions =
+                    if sooner < give_up_at { vec![Action::ShortenDrain(grace)] } else { Vec::new() };
+                (Phase::Ending { exit, kill_main_at, give_up_at: give_up_at.min(sooner) }, actions)
+            }
+            Event::ShutDown(ended) => kill(now, stopped(ended.or(exit))),
+            Event::ShutDownFailed(causes) => kill(now, self.unanswered(exit, causes)),
+            Event::VmmGone(causes) => finish(self.unanswered(exit, causes)),
+            Event::Deadline if now >= give_up_at => kill(
+                now,
+                self.unanswered(exit, vec!["the agent in the box took too long to end it".to_owned()]),
+            ),
+            // The agent kills the main command by itself when the grace that it knows of is over. This is for one that was
+            // shortened since, and for an agent that does not keep its word.
+            Event::Deadline if kill_main_at.is_some_and(|at| now >= at) => {
+                (Phase::Ending { exit, kill_main_at: None, give_up_at }, vec![Action::KillMain])
+            }
+            _ => (Phase::Ending { exit, kill_main_at, give_up_at }, Vec::new()),
+        }
+    }
+
+    /// The verdict on a box that was ending and whose agent never said that it was done.
+    fn unanswered(&self, exit: Option<Exit>, causes: Vec<String>) -> Verdict {
+        if self.discard {
+            return stopped(exit);
+        }
+        let mut messages = vec!["the disk of the box may not have been written out completely".to_owned()];
+        messages.extend(causes);
+        // The failure takes the place of the exit, which may still matter to somebody.
+        messages.extend(exit.map(|exit| match exit {
+            Exit::Code(code) => format!("the main command had ended with code {code}"),
+            Exit::Signal(signal) => format!("the main command had been ended by signal {signal}"),
+        }));
+        Verdict::Failed(Failure { kind: FailureKind::VmmLost, messages, hint: None })
+    }
+
+    /// When the main command is killed, and when the agent is given up.
+    fn times(&self, now: Duration, grace: Duration) -> (Duration, Duration) {
+        let kill_main_at = now.saturating_add(grace);
+        (kill_main_at, kill_main_at.saturating_add(DRAIN + SLACK + self.flush()))
+    }
+
+    fn flush(&self) -> Duration {
+        if self.discard { Duration::ZERO } else { FLUSH }
+    }
 }
 
 /// What is common to all phases in which the main command does not run yet: there is nothing to be ended in order.
@@ -210,67 +316,6 @@ fn before_main(phase: Phase, event: Event, now: Duration) -> (Phase, Vec<Action>
         }
         Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box started"))),
         _ => (phase, Vec::new()),
-    }
-}
-
-fn running(event: Event, now: Duration) -> (Phase, Vec<Action>) {
-    match event {
-        Event::MainEnded(exit) => {
-            let give_up_at = now + DRAIN + SLACK;
-            let phase = Phase::Ending { exit: Some(exit), kill_main_at: None, give_up_at };
-            (phase, vec![Action::PublishStopping, Action::ShutDown { signal: 0, grace: Duration::ZERO }])
-        }
-        Event::Stop { signal, grace } => {
-            let grace = if signal == 0 { Duration::ZERO } else { grace.min(MOST_GRACE) };
-            let (kill_main_at, give_up_at) = times(now, grace);
-            let phase = Phase::Ending { exit: None, kill_main_at: Some(kill_main_at), give_up_at };
-            (phase, vec![Action::PublishStopping, Action::ShutDown { signal, grace }])
-        }
-        Event::PortalLost(causes) => {
-            let mut messages = vec!["the agent in the box does not answer any more".to_owned()];
-            messages.extend(causes);
-            kill(now, Verdict::Failed(Failure { kind: FailureKind::VmmLost, messages, hint: None }))
-        }
-        Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box ran"))),
-        _ => (Phase::Running, Vec::new()),
-    }
-}
-
-fn ending(
-    exit: Option<Exit>,
-    kill_main_at: Option<Duration>,
-    give_up_at: Duration,
-    event: Event,
-    now: Duration,
-) -> (Phase, Vec<Action>) {
-    // A main command whose end nobody saw ended with its machine.
-    let verdict = |exit: Option<Exit>| Verdict::Stopped(Some(exit.unwrap_or(Exit::Signal(SIGKILL))));
-    match event {
-        Event::MainEnded(ended) => {
-            let give_up_at = give_up_at.min(now + DRAIN + SLACK);
-            (Phase::Ending { exit: exit.or(Some(ended)), kill_main_at: None, give_up_at }, Vec::new())
-        }
-        // A second stop shortens the grace of the first and never lengthens it.
-        Event::Stop { signal, grace } if kill_main_at.is_some() => {
-            let (kill_sooner_at, give_up_sooner_at) =
-                times(now, if signal == 0 { Duration::ZERO } else { grace });
-            let phase = Phase::Ending {
-                exit,
-                kill_main_at: kill_main_at.map(|at| at.min(kill_sooner_at)),
-                give_up_at: give_up_at.min(give_up_sooner_at),
-            };
-            (phase, Vec::new())
-        }
-        Event::ShutDown(ended) => kill(now, verdict(ended.or(exit))),
-        Event::ShutDownFailed => kill(now, verdict(exit)),
-        Event::VmmGone(_) => finish(verdict(exit)),
-        Event::Deadline if now >= give_up_at => kill(now, verdict(exit)),
-        // The agent kills the main command by itself when the grace that it knows of is over. This is for one that was
-        // shortened since, and for an agent that does not keep its word.
-        Event::Deadline if kill_main_at.is_some_and(|at| now >= at) => {
-            (Phase::Ending { exit, kill_main_at: None, give_up_at }, vec![Action::KillMain])
-        }
-        _ => (Phase::Ending { exit, kill_main_at, give_up_at }, Vec::new()),
     }
 }
 
@@ -294,10 +339,14 @@ fn finish(verdict: Verdict) -> (Phase, Vec<Action>) {
     (Phase::Ended, vec![Action::Finish(verdict)])
 }
 
-/// When the main command is killed, and when the agent is given up.
-fn times(now: Duration, grace: Duration) -> (Duration, Duration) {
-    let kill_main_at = now.saturating_add(grace.min(MOST_GRACE));
-    (kill_main_at, kill_main_at.saturating_add(DRAIN + SLACK))
+/// The grace that is given. Signal 0 kills at once.
+fn effective(signal: u32, grace: Duration) -> Duration {
+    if signal == 0 { Duration::ZERO } else { grace.min(MOST_GRACE) }
+}
+
+/// A main command whose end nobody saw ended with its machine.
+fn stopped(exit: Option<Exit>) -> Verdict {
+    Verdict::Stopped(Some(exit.unwrap_or(Exit::Signal(SIGKILL))))
 }
 
 fn lost(causes: Vec<String>, when: &str) -> Failure {

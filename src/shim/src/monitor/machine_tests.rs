@@ -4,11 +4,21 @@ use proptest::prelude::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn booting() -> Machine {
-    Machine::new(Duration::ZERO, 60 * SECOND)
+    Machine::new(Duration::ZERO, 60 * SECOND, true)
 }
 
+/// The box's disk is not used again.
 fn running() -> Machine {
-    let mut machine = booting();
+    started(true)
+}
+
+/// The box's disk is kept.
+fn running_with_disk() -> Machine {
+    started(false)
+}
+
+fn started(discard: bool) -> Machine {
+    let mut machine = Machine::new(Duration::ZERO, 60 * SECOND, discard);
     machine.next(Event::Ready, SECOND);
     assert_eq!(machine.next(Event::Started, 2 * SECOND), [Action::PublishRunning]);
     machine
@@ -34,7 +44,7 @@ fn a_box_boots_runs_and_ends_with_its_main_command() {
     assert_eq!(machine.next(Event::Started, SECOND), [Action::PublishRunning]);
     assert_eq!(
         machine.next(Event::MainEnded(Exit::Code(3)), SECOND),
-        [Action::PublishStopping, Action::ShutDown { signal: 0, grace: Duration::ZERO }]
+        [Action::PublishStopping, Action::ShutDown { signal: 0, grace: Duration::ZERO, drain: LONG_DRAIN }]
     );
     assert_eq!(machine.next(Event::ShutDown(Some(Exit::Code(3))), SECOND), [Action::KillVmm]);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(3))));
@@ -98,7 +108,7 @@ fn a_stop_before_the_main_command_runs_kills_at_once() {
 #[test]
 fn a_second_stop_shortens_the_grace() {
     let mut machine = running();
-    let shut_down = Action::ShutDown { signal: 15, grace: 10 * SECOND };
+    let shut_down = Action::ShutDown { signal: 15, grace: 10 * SECOND, drain: DRAIN };
     assert_eq!(machine.next(stop(15, 10), 10 * SECOND), [Action::PublishStopping, shut_down]);
     assert_eq!(machine.deadline(), Some(20 * SECOND));
     assert_eq!(machine.next(stop(15, 2), 11 * SECOND), []);
@@ -139,9 +149,60 @@ fn the_exit_code_is_not_lost_when_the_answer_is() {
     let mut machine = running();
     machine.next(stop(15, 10), 10 * SECOND);
     machine.next(Event::MainEnded(Exit::Code(7)), 11 * SECOND);
-    machine.next(Event::ShutDownFailed, 11 * SECOND);
+    machine.next(Event::ShutDownFailed(Vec::new()), 11 * SECOND);
     let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(7))));
     assert_eq!(machine.next(Event::VmmGone(vec!["killed".into()]), 12 * SECOND), [finish]);
+}
+
+fn is_about_the_disk(actions: &[Action]) -> bool {
+    let [Action::Finish(Verdict::Failed(failure))] = actions else { panic!("{actions:?}") };
+    failure.kind == FailureKind::VmmLost && failure.messages[0].contains("disk")
+}
+
+#[test]
+fn who_reads_the_output_of_an_ended_command_has_long_until_somebody_stops_the_box() {
+    let mut machine = running();
+    machine.next(Event::MainEnded(Exit::Code(0)), 3 * SECOND);
+    assert_eq!(machine.deadline(), Some(3 * SECOND + LONG_DRAIN + SLACK));
+    assert_eq!(machine.next(stop(15, 2), 100 * SECOND), [Action::ShortenDrain(2 * SECOND)]);
+    assert_eq!(machine.deadline(), Some(102 * SECOND + SHORT_SLACK));
+    assert_eq!(machine.next(stop(15, 50), 101 * SECOND), []);
+    assert_eq!(machine.deadline(), Some(102 * SECOND + SHORT_SLACK));
+    assert_eq!(machine.next(stop(0, 50), 101 * SECOND), [Action::ShortenDrain(Duration::ZERO)]);
+    assert_eq!(machine.next(Event::Deadline, 101 * SECOND + SHORT_SLACK), [Action::KillVmm]);
+    let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(0))));
+    assert_eq!(machine.next(Event::VmmGone(Vec::new()), 103 * SECOND), [finish]);
+}
+
+#[test]
+fn a_disk_that_is_kept_has_time_to_be_written_out() {
+    let mut machine = running_with_disk();
+    machine.next(stop(15, 1), 10 * SECOND);
+    machine.next(Event::MainEnded(Exit::Code(0)), 10 * SECOND);
+    assert_eq!(machine.deadline(), Some(10 * SECOND + DRAIN + SLACK + FLUSH));
+    machine.next(stop(0, 0), 10 * SECOND);
+    assert_eq!(machine.deadline(), Some(10 * SECOND + SHORT_SLACK + FLUSH));
+    assert_eq!(machine.next(Event::ShutDown(Some(Exit::Code(0))), 20 * SECOND), [Action::KillVmm]);
+    let finish = Action::Finish(Verdict::Stopped(Some(Exit::Code(0))));
+    assert_eq!(machine.next(Event::VmmGone(Vec::new()), 20 * SECOND), [finish]);
+}
+
+#[test]
+fn a_disk_that_is_kept_and_may_not_have_been_written_out_is_a_failure() {
+    for event in [Event::ShutDownFailed(vec!["reset".into()]), Event::Deadline] {
+        let mut machine = running_with_disk();
+        machine.next(Event::MainEnded(Exit::Code(7)), 3 * SECOND);
+        let late = machine.deadline().unwrap();
+        assert_eq!(machine.next(event, late), [Action::KillVmm]);
+        assert!(is_about_the_disk(&machine.next(Event::VmmGone(Vec::new()), late)));
+    }
+    let mut machine = running_with_disk();
+    machine.next(Event::MainEnded(Exit::Code(7)), 3 * SECOND);
+    let finish = machine.next(Event::VmmGone(vec!["signal 11".into()]), 4 * SECOND);
+    assert!(is_about_the_disk(&finish));
+    let [Action::Finish(Verdict::Failed(failure))] = finish.as_slice() else { panic!("{finish:?}") };
+    assert!(failure.messages.contains(&"signal 11".to_owned()));
+    assert!(failure.messages.contains(&"the main command had ended with code 7".to_owned()));
 }
 
 #[test]
@@ -171,7 +232,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::PortalLost(Vec::new())),
         (0_u32..64, 0_u32..1000).prop_map(|(signal, grace)| stop(signal, grace)),
         Just(Event::ShutDown(None)),
-        Just(Event::ShutDownFailed),
+        Just(Event::ShutDownFailed(Vec::new())),
         Just(Event::VmmGone(vec!["gone".into()])),
         Just(Event::Deadline),
     ]
@@ -180,9 +241,10 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     #[test]
     fn whatever_happens_the_box_ends_once_and_nothing_follows(
+        discard: bool,
         events in proptest::collection::vec((any_event(), 0_u32..30), 0..40)
     ) {
-        let mut machine = booting();
+        let mut machine = Machine::new(Duration::ZERO, 60 * SECOND, discard);
         let mut now = Duration::ZERO;
         let mut done = Vec::new();
         for (event, later) in events {
@@ -213,8 +275,15 @@ proptest! {
     }
 
     #[test]
-    fn more_stops_never_let_a_box_live_longer(stops in proptest::collection::vec((0_u32..64, 0_u32..100), 1..10)) {
-        let mut machine = running();
+    fn more_stops_never_let_a_box_live_longer(
+        discard: bool,
+        ended: bool,
+        stops in proptest::collection::vec((0_u32..64, 0_u32..100), 1..10)
+    ) {
+        let mut machine = started(discard);
+        if ended {
+            machine.next(Event::MainEnded(Exit::Code(0)), 5 * SECOND);
+        }
         let mut last = None;
         for (signal, grace) in stops {
             machine.next(stop(signal, grace), 5 * SECOND);

@@ -105,7 +105,10 @@ impl StartError {
             Self::Engine(error) => (FailureKind::Engine, error.hint()),
             Self::Kernel(error) => (FailureKind::Engine, error.hint()),
             Self::Version { .. } => (FailureKind::Internal, Some("install both from one release".to_owned())),
-            Self::Lock(_) | Self::Listen(_) | Self::Vmm(_) => (FailureKind::Internal, None),
+            Self::Lock(LockError::Held) => (FailureKind::AlreadyRunning, None),
+            Self::Lock(LockError::Io { .. }) | Self::Listen(_) | Self::Vmm(_) => {
+                (FailureKind::Internal, None)
+            }
         };
         let mut messages = text::chain(self);
         if let Self::Engine(error) = self {
@@ -236,7 +239,7 @@ async fn own(
     }
     drop(publisher);
     if config.auto_remove
-        && let Err(error) = lock.remove_folder()
+        && let Err(error) = lock.remove_folder(&config.trash)
     {
         tracing::error!(%error, "the box's folder could not be removed");
     }
@@ -327,4 +330,19 @@ fn watch_for_ends(
 fn unix_nanos() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_of_another_monitor_is_said_to_run_already() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path());
+        let _lock = Lock::take(&files).unwrap();
+        let error = StartError::from(Lock::take(&files).unwrap_err());
+        let State::Failed { error, .. } = error.state() else { panic!("{error:?}") };
+        assert_eq!(error.kind, FailureKind::AlreadyRunning);
+    }
 }

@@ -64,13 +64,17 @@ fn log(state: &State) {
     }
 }
 
-/// Replaces the file as a whole. It is not flushed to the disk: after a crash of the host no box runs, and who reads it
-/// takes what does not decode for that.
+/// Replaces the file as a whole. Only a final state is flushed to the disk first: it is what is known of the box from then
+/// on. A crash of the host ends the box in any other state, and who reads a state that says otherwise, or that does not
+/// decode, takes the box for a crashed one.
 fn write(files: &BoxFiles, update: &StatusUpdate) -> io::Result<()> {
     let content = StatusFile { version: VERSION, monitor_pid: std::process::id(), update: update.clone() };
     let next = files.state().with_extension("next");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
     file.write_all(&serde_json::to_vec(&content)?)?;
+    if update.state.is_final() {
+        file.sync_all()?;
+    }
     drop(file);
     fs::rename(next, files.state())
 }
