@@ -14,13 +14,14 @@ use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use boxlite_portal::MAIN;
 use boxlite_portal::v1::{ProcessSpec, StartFailure};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::container::launch::{self, Frame};
 use crate::container::user::Root;
@@ -376,6 +377,9 @@ impl Agent {
             Ok(cgroup) => Arc::new(cgroup),
             Err(error) => return starting.fail(other("cannot make a cgroup", &error)),
         };
+        // What a forgotten execution of this name left is this one's from now on, and that one's limit is void.
+        locked(&self.lingering, |lingering| lingering.retain(|left| left.path() != cgroup.path()));
+        let mut deadline = None;
         let launch = Launch {
             id: &id,
             spec: &spec,
@@ -389,11 +393,30 @@ impl Agent {
             Err(failure) => starting.fail(failure),
             Ok((execution, ended)) => {
                 starting.succeed(Arc::clone(&execution));
-                execution.follow(ended, limit).await;
+                // A limit beyond all time is none.
+                deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+                execution.follow(ended, deadline).await;
                 self.table.ended(&id);
             }
         }
-        self.sweep(cgroup);
+        self.sweep(Arc::clone(&cgroup));
+        if let Some(deadline) = deadline {
+            self.outlived(&cgroup, deadline).await;
+        }
+    }
+
+    /// Kills what is left of an ended execution's tree at its deadline.
+    async fn outlived(&self, cgroup: &Arc<Cgroup>, deadline: Instant) {
+        let lingers = || locked(&self.lingering, |all| all.iter().any(|other| Arc::ptr_eq(other, cgroup)));
+        if !lingers() {
+            return;
+        }
+        tokio::time::sleep_until(deadline).await;
+        if lingers()
+            && let Err(error) = cgroup.kill()
+        {
+            crate::console::line(format_args!("cannot kill {}: {error}", cgroup.path().display()));
+        }
     }
 
     /// Removes the cgroup of an ended execution, and those of earlier ones that have become empty since.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::panic::PanicHookInfo;
+use std::time::Duration;
 
 use boxlite_guest::agent::{Agent, Settings};
 use boxlite_guest::boot::report::{self, Channel};
@@ -12,6 +13,9 @@ use boxlite_guest::process::{cgroup, client};
 use boxlite_guest::vsock::Listener;
 use boxlite_guest::{console, portal};
 use boxlite_portal::ports;
+
+/// How long the disks may take after a failure.
+const SYNC: Duration = Duration::from_secs(3);
 
 fn main() {
     // First of all, so that nothing can fail without a word.
@@ -26,6 +30,7 @@ fn main() {
         let text = console::chain(&*error);
         console::line(format_args!("{text}"));
         report::failure(&text);
+        machine::sync_within(SYNC);
     }
     machine::power_off()
 }
@@ -76,7 +81,8 @@ async fn serve(boot: Channel, spawner: Spawner) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// A panic ends the machine, after it was told.
+/// A panic ends the machine, after it was told. Nothing is synced here: the container's first process is
+/// forked from this program, has the number 1 as well, and must neither start a thread nor wait.
 fn panicked(info: &PanicHookInfo<'_>) {
     let text = info.to_string();
     console::line(format_args!("{text}"));

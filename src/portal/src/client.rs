@@ -17,8 +17,10 @@ use crate::{limits, version};
 
 /// HTTP/2 window for one stream, in bytes: how much unread output may be under way.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// HTTP/2 window for all streams of a connection, in bytes.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// HTTP/2 window for all streams of a connection, in bytes: as large as it can be, because a smaller one is used up by a
+/// few streams that nobody reads, and then every other call of the connection waits for them. Memory stays bounded by
+/// the window of a stream times the streams that this side has open.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The largest HTTP/2 frame that the agent may send, in bytes: a whole chunk of output with its envelope, so that the
 /// agent, whose CPU may be emulated, writes it in one piece.
 const FRAME: u32 = 128 << 10;

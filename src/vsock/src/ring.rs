@@ -145,7 +145,8 @@ impl Ring {
 
     /// Takes buffers for `payload` bytes, or as many as there are, at most `max`. Ends with [`settle`](Self::settle).
     ///
-    /// A buffer that cannot hold a packet goes back unused.
+    /// A buffer that cannot hold a packet goes back unused, at most a ring full of them: a guest that adds them as fast
+    /// as they come back must not keep the device here.
     pub(crate) fn reserve<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap,
@@ -157,7 +158,11 @@ impl Ring {
         room.segments.clear();
         room.start = self.queue.next_avail();
         let mut total = 0;
-        while room.slots.len() < max && (total < payload || room.slots.is_empty()) {
+        let mut unusable = 0;
+        while unusable < self.queue.size()
+            && room.slots.len() < max
+            && (total < payload || room.slots.is_empty())
+        {
             let Some(chain) = self.pop(memory) else { break };
             let head = chain.head_index();
             let first = room.segments.len();
@@ -168,6 +173,7 @@ impl Ring {
                     room.slots.push(Slot { head, first, end: room.segments.len(), payload });
                 }
                 _ if room.slots.is_empty() => {
+                    unusable += 1;
                     room.segments.truncate(first);
                     self.give_back(memory, head, 0);
                     room.start = self.queue.next_avail();
@@ -250,6 +256,8 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
@@ -320,6 +328,36 @@ mod tests {
         ring.settle(&memory, &room, std::iter::once(([1; HEADER], &[][..])));
         ring.reserve(&memory, 150, 8, &mut room);
         assert_eq!((room.slots().len(), used_index(&memory, &ring)), (1, 4));
+    }
+
+    #[test]
+    fn a_guest_that_keeps_adding_buffers_that_hold_nothing_does_not_keep_the_device() {
+        let memory = memory();
+        let mut ring = ring(&memory, &[10; 8]);
+        let (available, used) = (ring.queue.avail_ring() + 2, ring.queue.used_ring() + 2);
+        let mut room = Room::default();
+        let returned = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // The same ones, offered again at once; not for ever, so that a device which takes them all is seen.
+                for _ in 0..1_000_000 {
+                    let used = u16::from_le(memory.read_obj(GuestAddress(used)).unwrap());
+                    memory.write_obj((used.wrapping_add(SIZE)).to_le(), GuestAddress(available)).unwrap();
+                    if returned.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let mut most = 0;
+            for _ in 0..10_000 {
+                let before = used_index(&memory, &ring);
+                ring.reserve(&memory, 150, 8, &mut room);
+                most = most.max(used_index(&memory, &ring).wrapping_sub(before));
+            }
+            returned.store(true, Ordering::Relaxed);
+            assert_eq!(most, SIZE);
+        });
+        assert!(ring.is_running());
     }
 
     #[test]

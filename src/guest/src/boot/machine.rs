@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -67,6 +69,21 @@ pub fn loopback_up() -> io::Result<()> {
 /// Time since the kernel started.
 pub fn since_kernel() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// Writes out what is on its way to the disks, for an end that did not unmount them. A disk that does not answer keeps
+/// the machine no longer than the deadline.
+pub fn sync_within(deadline: Duration) {
+    let (done, synced) = mpsc::channel();
+    // A thread, because a sync cannot be interrupted; the end of the machine ends it.
+    let started = thread::Builder::new().spawn(move || {
+        nix::unistd::sync();
+        // After the deadline nobody waits for it.
+        done.send(()).ok();
+    });
+    if started.is_err() || synced.recv_timeout(deadline).is_err() {
+        crate::console::line(format_args!("the disks could not be synced"));
+    }
 }
 
 /// Ends the machine. There is no firmware that could switch it off, and a machine halted by the kernel would hang; so it

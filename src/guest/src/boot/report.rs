@@ -64,6 +64,12 @@ pub fn failure(text: &str) {
     }
 }
 
+/// Closes what a fork has copied of the channel, so that the copy has no use of it any more.
+pub fn forget() {
+    // Nobody else can hold it in a process of one thread.
+    *OPEN.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 fn send(socket: &mut File, report: Report) -> io::Result<()> {
     socket.write_all(&frame(&BootReport { report: Some(report) })?)
 }

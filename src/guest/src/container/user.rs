@@ -3,6 +3,7 @@
 //! The files are the image's, so they are hostile: read through a root that they cannot leave, with a limit, and parsed
 //! line by line by hand. The C library would look at the container's name service configuration and load code for it.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -14,6 +15,8 @@ use nix::sys::stat::Mode;
 const MAX_FILE: u64 = 4 << 20;
 /// The most supplementary groups: the kernel's own limit.
 const MAX_GROUPS: usize = 65_536;
+/// A home of this length is none: no path is so long.
+const MAX_HOME: usize = libc::PATH_MAX.cast_unsigned() as usize;
 /// The largest user or group id.
 const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
@@ -24,7 +27,8 @@ pub struct Identity {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups. The group id is the first of them, as with Docker: a program that changes its group keeps
+    /// what the file system denies to the one it started with.
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: Vec<u8>,
@@ -86,7 +90,7 @@ impl Root {
 
 /// Resolves `name`, `uid`, `name:group` or `uid:gid` as Docker does; empty means root.
 ///
-/// A number that is no name in the file is taken as an id. With a group given there are no supplementary groups.
+/// A number that is no name in the file is taken as an id. With a group given there are no others.
 ///
 /// # Errors
 /// When a name is not found, or a number is out of range.
@@ -108,14 +112,14 @@ pub fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Un
         (None, Some(uid)) => Identity { uid, gid: 0, groups: Vec::new(), home: Vec::new() },
         (None, None) => return Err(UnknownUser::User(user.to_owned())),
     };
-    if identity.home.is_empty() {
+    if identity.home.is_empty() || identity.home.len() >= MAX_HOME {
         identity.home = b"/".to_vec();
     }
+    let mut groups = Vec::new();
     if wanted_group.is_empty() {
         if let Some(entry) = &entry {
             let member = |group: &Group<'_>| group.members().any(|member| member == entry.name);
-            let groups = lines(group).filter_map(Group::parse).filter(member).map(|group| group.gid);
-            identity.groups = groups.take(MAX_GROUPS).collect();
+            groups = lines(group).filter_map(Group::parse).filter(member).map(|group| group.gid).collect();
         }
     } else {
         let number = id(wanted_group);
@@ -123,6 +127,9 @@ pub fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<Identity, Un
         let gid = named.map(|entry| entry.gid).or(number);
         identity.gid = gid.ok_or_else(|| UnknownUser::Group(wanted_group.to_owned()))?;
     }
+    let mut seen = HashSet::new();
+    let all = [identity.gid].into_iter().chain(groups);
+    identity.groups = all.filter(|gid| seen.insert(*gid)).take(MAX_GROUPS).collect();
     Ok(identity)
 }
 
@@ -206,38 +213,53 @@ mod tests {
         assert_eq!(ok("").home, b"/root");
         assert_eq!(
             resolve("", b"", b"").unwrap(),
-            Identity { uid: 0, gid: 0, groups: vec![], home: b"/".to_vec() }
+            Identity { uid: 0, gid: 0, groups: vec![0], home: b"/".to_vec() }
         );
     }
 
     #[test]
     fn a_name_brings_its_group_its_supplementary_groups_and_its_home() {
-        assert_eq!(ids("ann"), (1000, 1001, vec![100, 10]));
+        assert_eq!(ids("ann"), (1000, 1001, vec![1001, 100, 10]));
         assert_eq!(ok("ann").home, b"/home/ann");
-        assert_eq!(ids("1000"), (1000, 1001, vec![100, 10]));
+        assert_eq!(ids("1000"), (1000, 1001, vec![1001, 100, 10]));
+    }
+
+    #[test]
+    fn no_group_comes_twice() {
+        let group = b"ann:x:1001:ann\nusers:x:100:ann\nagain:x:100:ann\n";
+        assert_eq!(resolve("ann", PASSWD, group).unwrap().groups, [1001, 100]);
     }
 
     #[test]
     fn a_number_needs_no_entry() {
-        assert_eq!(ids("5000"), (5000, 0, vec![]));
-        assert_eq!(ids("5000:6000"), (5000, 6000, vec![]));
+        assert_eq!(ids("5000"), (5000, 0, vec![0]));
+        assert_eq!(ids("5000:6000"), (5000, 6000, vec![6000]));
     }
 
     #[test]
     fn a_given_group_replaces_all_groups() {
-        assert_eq!(ids("ann:wheel"), (1000, 10, vec![]));
-        assert_eq!(ids("ann:12"), (1000, 12, vec![]));
-        assert_eq!(ids(":users"), (0, 100, vec![]));
+        assert_eq!(ids("ann:wheel"), (1000, 10, vec![10]));
+        assert_eq!(ids("ann:12"), (1000, 12, vec![12]));
+        assert_eq!(ids(":users"), (0, 100, vec![100]));
     }
 
     #[test]
     fn a_name_of_digits_wins_over_the_number() {
-        assert_eq!(ids("42"), (9, 9, vec![]));
+        assert_eq!(ids("42"), (9, 9, vec![9]));
     }
 
     #[test]
     fn an_entry_without_a_home_lives_in_the_root() {
         assert_eq!(ok("bare").home, b"/");
+    }
+
+    #[test]
+    fn a_home_longer_than_any_path_is_none() {
+        let home = |length| {
+            let passwd = format!("ann:x:1:1::{}:/bin/sh\n", "/".repeat(length));
+            resolve("ann", passwd.as_bytes(), b"").unwrap().home.len()
+        };
+        assert_eq!((home(MAX_HOME - 1), home(MAX_HOME)), (MAX_HOME - 1, 1));
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //!                     │ tree killed    │ is waited for two seconds: output cut
 //! ```
 //!
+//! The time limit is that of the whole tree: what outlives the first process is killed when it is over, be that before
+//! or after the exit was published.
+//!
 //! Each execution has one task that follows it to its end; everything else reads what that task publishes.
 
 pub mod backlog;
@@ -18,13 +21,15 @@ pub mod table;
 pub mod terminal;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use boxlite_portal::v1::{Exit, exit};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use self::input::Input;
 use self::output::Output;
@@ -45,6 +50,8 @@ pub struct Execution {
     pub inner_pid: u32,
     /// What it wrote.
     pub output: Arc<Output>,
+    /// Where that comes from, by stream, as long as it does.
+    pub sources: [Weak<AsyncFd<OwnedFd>>; 2],
     /// Where its input goes. A stream of input keeps the lock for as long as it lasts; others wait for their turn, and
     /// nothing else needs it.
     pub input: tokio::sync::Mutex<Input>,
@@ -67,18 +74,29 @@ impl Execution {
         }
     }
 
-    /// Follows it to its end, and publishes that.
-    pub async fn follow(&self, mut process: oneshot::Receiver<Ended>, limit: Option<Duration>) {
+    /// Follows it to its end, and publishes that. At the deadline its whole tree is killed.
+    pub async fn follow(&self, mut process: oneshot::Receiver<Ended>, deadline: Option<Instant>) {
         let mut killed = false;
         let ended = tokio::select! {
             ended = &mut process => ended,
-            () = sleep(limit) => {
+            () = reached(deadline) => {
                 killed = self.kill_tree();
                 process.await
             }
         };
-        self.output.process_ended();
-        let cut = tokio::time::timeout(LINGER, self.output.closed()).await.is_err();
+        self.output.process_ended(self.sources.each_ref().map(|source| {
+            // One that has gone was read to its end.
+            source.upgrade().map_or(0, |source| pump::capacity(source.get_ref()))
+        }));
+        let mut closed = pin!(tokio::time::timeout(LINGER, self.output.closed()));
+        let in_time = tokio::select! {
+            in_time = &mut closed => in_time,
+            () = reached(deadline), if !killed => {
+                self.kill_tree();
+                closed.await
+            }
+        };
+        let cut = in_time.is_err();
         if cut {
             self.output.cut();
         }
@@ -110,6 +128,7 @@ impl Execution {
             pid: Pid::from_raw(i32::MAX),
             inner_pid: 1,
             output: Output::new(&[], false),
+            sources: [const { Weak::new() }; 2],
             input: tokio::sync::Mutex::new(Input::Closed),
             terminal: None,
             cgroup: None,
@@ -118,9 +137,9 @@ impl Execution {
     }
 }
 
-async fn sleep(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => tokio::time::sleep(limit).await,
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -11,7 +11,7 @@
 //! * As long as nobody has ever read a stream, it waits as well if it was made to hold; else its oldest is dropped. Once
 //!   its last reader has left, its oldest is dropped.
 //! * When the process has ended, what the pipe still holds must fit in any case, so that the end is known even if nobody
-//!   reads; so the capacity grows by the size of a pipe.
+//!   reads; so the capacity grows by what each source can hold.
 //! * Once cut, what still comes is read and thrown away, so that a descendant that kept the pipe is not ended by it.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,8 +26,8 @@ use super::backlog::Backlog;
 pub const CAPACITY: usize = 256 << 10;
 /// The position of a reader in a stream that it does not want.
 const NOT_READ: u64 = u64::MAX;
-/// What a pipe holds by default.
-const PIPE: usize = 64 << 10;
+/// The most that a source can hold back: the largest pipe that a process may make without a privilege.
+const MAX_SOURCE: usize = 1 << 20;
 
 /// The two streams of an execution. A terminal has the first one alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +119,12 @@ impl Output {
         self.news.send_replace(());
     }
 
-    /// The process has ended: what its pipes hold must fit.
-    pub fn process_ended(&self) {
+    /// The process has ended: what its sources hold, at most this much for each stream, must fit.
+    pub fn process_ended(&self, held: [usize; 2]) {
         self.locked(|state| {
-            state.backlogs.iter_mut().for_each(|backlog| backlog.set_capacity(CAPACITY + PIPE))
+            for (backlog, held) in state.backlogs.iter_mut().zip(held) {
+                backlog.set_capacity(CAPACITY + held.min(MAX_SOURCE));
+            }
         });
         self.space.send_replace(());
     }
@@ -375,8 +377,10 @@ mod tests {
         let output = Output::new(&[Stream::Stdout], true);
         fill(&output);
         assert_eq!(now(output.room(Stream::Stdout)), None);
-        output.process_ended();
-        assert_eq!(now(output.room(Stream::Stdout)), Some(PIPE));
+        output.process_ended([200_000, 0]);
+        assert_eq!(now(output.room(Stream::Stdout)), Some(200_000));
+        output.process_ended([usize::MAX, 0]);
+        assert_eq!(now(output.room(Stream::Stdout)), Some(MAX_SOURCE));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! From a pipe or a terminal into the output.
 
 use std::cell::RefCell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use boxlite_portal::limits;
+use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::unix::AsyncFd;
 
 use super::output::{Output, Stream};
@@ -13,6 +14,15 @@ thread_local! {
     /// What was just read, on its way into a backlog: one buffer for all pumps of the thread, because none of them
     /// waits while it uses it.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; limits::CHUNK]);
+}
+
+/// What a terminal can hold between its two sides: the kernel's buffer of 64 KiB and those of the line discipline.
+const TERMINAL: usize = 80 << 10;
+
+/// How much a source can hold. Its process may have changed that, for a pipe.
+pub fn capacity(source: &impl AsFd) -> usize {
+    // A terminal has no such number.
+    fcntl(source, FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| usize::try_from(size).ok()).unwrap_or(TERMINAL)
 }
 
 /// Moves everything into the stream, then closes the stream.
@@ -35,4 +45,18 @@ pub async fn run(source: Arc<AsyncFd<OwnedFd>>, output: Arc<Output>, stream: Str
         }
     }
     output.close(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_its_process_has_enlarged_is_known_to_hold_more() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        assert_eq!(capacity(&reader), 64 << 10);
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(256 << 10)).unwrap();
+        assert_eq!(capacity(&reader), 256 << 10);
+        assert_eq!(capacity(&std::fs::File::open("/dev/null").unwrap()), TERMINAL);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use boxlite_portal::v1::{ProcessSpec, StartFailure, start_failure};
@@ -88,7 +88,7 @@ pub async fn start(
         Origin::First { mut channel, process } => {
             let fds = [status_child, stdin, stdout, stderr];
             let sent = client::send(&mut channel, Kind::Main, &order.encode_to_vec(), &fds).await;
-            sent.map_err(|error| other("the container's first process has ended", &error))?;
+            sent.map_err(|error| other("cannot reach the container's first process", &error))?;
             process
         }
     };
@@ -114,7 +114,9 @@ pub async fn start(
     };
     let streams: Vec<Stream> = stdio.sources.iter().map(|(_, stream)| *stream).collect();
     let output = Output::new(&streams, hold);
+    let mut sources = [const { Weak::new() }; 2];
     for (source, stream) in stdio.sources {
+        sources[stream as usize] = Arc::downgrade(&source);
         tokio::spawn(pump::run(source, Arc::clone(&output), stream));
     }
     let execution = Execution {
@@ -122,6 +124,7 @@ pub async fn start(
         pid,
         inner_pid,
         output,
+        sources,
         input: tokio::sync::Mutex::new(stdio.input),
         terminal: stdio.terminal,
         cgroup: Some(cgroup),

@@ -34,9 +34,12 @@ const CONNECTIONS: usize = 256;
 const HANDSHAKES: usize = 32;
 /// The most calls at a time on one connection: every execution may have a few that wait.
 const CALLS: u32 = 8192;
-/// HTTP/2 windows: how much input may be under way, in one stream and in all of a connection.
+/// HTTP/2 window for one stream, in bytes: how much input may be under way.
 const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// HTTP/2 window for all streams of a connection, in bytes: as large as it can be, because a smaller one is used up by a
+/// few inputs that their processes do not read, and then every other call of the connection waits for them. Memory
+/// stays bounded by the window of a stream times the streams that are open, of which there are at most [`CALLS`].
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// How long accepting pauses after a failure that may pass, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -121,7 +121,11 @@ pub fn execute(order: &[u8], container: BorrowedFd<'_>, status: OwnedFd, stdio: 
 /// The container's first process: becomes the main command. Does not return.
 pub fn execute_main(order: &[u8], status: OwnedFd, stdio: [OwnedFd; 3]) -> ! {
     let mut status = File::from(status);
-    let failed = become_program(order, &mut status, stdio).unwrap_err_infallible();
+    // As root still, and with nothing of the image run yet, so that /proc is the container's own and untouched.
+    let failed = match undo_protection().at(Step::Limits) {
+        Ok(()) => become_program(order, &mut status, stdio).unwrap_err_infallible(),
+        Err(failed) => failed,
+    };
     report(&mut status, failed)
 }
 

@@ -106,6 +106,11 @@ impl SpawnerClient {
     }
 
     async fn submit(&self, kind: Kind, body: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Spawned, SpawnError> {
+        // Here, where it concerns this order alone: a failure to send one ends the connection for all.
+        if body.len() > order::MAX_BODY {
+            let text = "the process specification is too large".to_owned();
+            return Err(SpawnError::Refused(Refusal { errno: libc::E2BIG, text }));
+        }
         let (answer, answered) = oneshot::channel();
         self.queue.send(Job { kind, body, fds, answer }).await.map_err(|_| SpawnError::Gone)?;
         answered.await.map_err(|_| SpawnError::Gone)?
@@ -159,4 +164,30 @@ async fn receive_reply(socket: &mut UnixStream) -> io::Result<Result<Pid, Refusa
         return Ok(Ok(Pid::from_raw(code)));
     }
     Ok(Err(Refusal { errno: code.saturating_neg(), text: String::from_utf8_lossy(&text).into_owned() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_that_is_too_large_is_refused_and_the_connection_goes_on() {
+        let (here, mut there) = StdStream::pair().unwrap();
+        let client = SpawnerClient::start(here, Reaper::new()).unwrap();
+        let (channel, other) = StdStream::pair().unwrap();
+        let long = "x".repeat(order::MAX_BODY + 1);
+        let refused = client.create(Path::new(&long), channel.into()).await;
+        assert!(
+            matches!(refused, Err(SpawnError::Refused(Refusal { errno: libc::E2BIG, .. }))),
+            "{refused:?}"
+        );
+
+        let spawner = std::thread::spawn(move || {
+            let frame = order::receive(&mut there).unwrap().unwrap();
+            std::io::Write::write_all(&mut there, &[7, 0, 0, 0, 0, 0]).unwrap();
+            frame.body
+        });
+        let spawned = client.create(Path::new("/bundle"), other.into()).await.unwrap();
+        assert_eq!((spawned.pid, spawner.join().unwrap()), (Pid::from_raw(7), b"/bundle".to_vec()));
+    }
 }

@@ -20,8 +20,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 /// Length of a frame's header.
 pub const HEADER: usize = 5;
-/// The largest body. An order is smaller than the portal message that it was made from plus the defaults; twice the
-/// portal's limit leaves room for both.
+/// The largest body. An order is hardly larger than the portal message that it was made from; twice the portal's limit
+/// leaves room for the defaults and the groups.
 pub const MAX_BODY: usize = 2 * boxlite_portal::limits::MESSAGE;
 /// The most descriptors in one frame.
 pub const MAX_FDS: usize = 8;
@@ -99,10 +99,10 @@ pub struct Frame {
 /// The header of a frame.
 ///
 /// # Errors
-/// When the body is too large.
+/// E2BIG when the body is too large.
 pub fn header(kind: Kind, body: &[u8]) -> io::Result<[u8; HEADER]> {
     let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY);
-    let [a, b, c, d] = length.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?.to_be_bytes();
+    let [a, b, c, d] = length.ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?.to_be_bytes();
     Ok([kind as u8, a, b, c, d])
 }
 

@@ -30,6 +30,7 @@ use nix::unistd::Pid;
 
 use super::child;
 use super::order::{self, Frame, Kind};
+use crate::boot::report;
 
 /// The longest text of a failure that a reply carries.
 pub const MAX_TEXT: usize = 4096;
@@ -52,8 +53,7 @@ pub struct Spawner {
 /// When the system gives no socket or no process.
 ///
 /// # Safety
-/// The process must have a single thread, and what it has open besides close-on-exec descriptors stays open in the
-/// spawner.
+/// The process must have a single thread. In the spawner everything is closed but its socket and standard I/O.
 pub unsafe fn fork() -> io::Result<Spawner> {
     let (here, there) = UnixStream::pair()?;
     // SAFETY: one thread, by the caller's promise, so the child's heap is in good order.
@@ -61,7 +61,8 @@ pub unsafe fn fork() -> io::Result<Spawner> {
         nix::unistd::ForkResult::Parent { child } => Ok(Spawner { socket: here, pid: child }),
         nix::unistd::ForkResult::Child => {
             drop(here);
-            let code = match run(there) {
+            let ran = keep_only(&there).map_err(io::Error::from).and_then(|()| run(there));
+            let code = match ran {
                 Ok(()) => 0,
                 Err(error) => {
                     crate::console::line(format_args!("spawner: {error}"));
@@ -72,6 +73,22 @@ pub unsafe fn fork() -> io::Result<Spawner> {
             unsafe { libc::_exit(code) }
         }
     }
+}
+
+/// Closes what was copied of the agent's descriptors, all but standard I/O and this one: the host would take a copy of
+/// the boot channel for an agent that still boots.
+fn keep_only(socket: &UnixStream) -> nix::Result<()> {
+    report::forget();
+    // 0 to 2 are always open, so the socket is above them.
+    let kept = socket.as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, kept - 1), (kept + 1, libc::c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: the owners of what is closed are the agent's, on the stack below the fork; this process never
+            // returns there: it ends in _exit, or aborts in a panic.
+            Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+    }
+    Ok(())
 }
 
 fn run(mut socket: UnixStream) -> io::Result<()> {

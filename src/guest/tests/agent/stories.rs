@@ -78,6 +78,11 @@ stories! {
         assert_eq!(agent.wait("main").await, code(7));
     }
 
+    async fn when_memory_runs_out_no_process_of_the_container_is_treated_as_the_agent_is(bench) {
+        let agent = bench.idle().await;
+        assert_eq!(agent.sh("x", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj").await, "0\n0\n");
+    }
+
     async fn calls_out_of_order_are_refused_and_change_nothing(bench) {
         let agent = bench.agent().await;
         let create = || ContainerInitRequest { main: Some(sh("echo started")), ..Default::default() };
@@ -264,10 +269,13 @@ stories! {
     async fn users_are_those_of_the_container(bench) {
         let agent = bench.idle().await;
         let by = |user: &str, script: &str| ProcessSpec { user: user.to_owned(), ..sh(script) };
-        let id = "id -u; id -g; id -G; echo $HOME";
-        assert_eq!(agent.run("a", by("ann", id)).await.text(), "1000\n1001\n1001 50\n/home/ann\n");
-        assert_eq!(agent.run("b", by("1000:50", id)).await.text(), "1000\n50\n50\n/home/ann\n");
-        assert_eq!(agent.run("c", by("77", id)).await.text(), "77\n0\n0\n/\n");
+        // Not `id -G`, which shows the primary group in any case.
+        let id = "id -u; id -g; echo $(grep Groups /proc/self/status); echo $HOME";
+        let ann = agent.run("a", by("ann", id)).await;
+        assert_eq!(ann.text(), "1000\n1001\nGroups: 50 1001\n/home/ann\n", "the kernel sorts them");
+        let staff = agent.run("b", by("1000:50", id)).await;
+        assert_eq!(staff.text(), "1000\n50\nGroups: 50\n/home/ann\n");
+        assert_eq!(agent.run("c", by("77", id)).await.text(), "77\n0\nGroups: 0\n/\n");
         let caps = by("ann", "grep -E '^Cap(Prm|Eff|Bnd|Inh|Amb)' /proc/self/status");
         let expected = "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n\
             CapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\n";
@@ -413,6 +421,20 @@ stories! {
         assert_eq!(agent.sh("ps", "grep -l sleep /proc/[0-9]*/comm | wc -l").await, "0\n");
         agent.exec_for("y", sh("exit 4"), 30_000).await.expect("it starts");
         assert_eq!(agent.wait("y").await, code(4));
+    }
+
+    async fn a_time_limit_holds_for_what_outlives_the_first_process(bench) {
+        let agent = bench.idle().await;
+        agent.exec_for("open", sh("sleep 1000 &"), 300).await.expect("it starts");
+        assert_eq!(agent.wait("open").await, code(0), "the output ended with the tree and was not cut");
+        agent.exec_for("silent", sh("sleep 1000 >/dev/null 2>&1 &"), 300).await.expect("it starts");
+        assert_eq!(agent.wait("silent").await, code(0));
+        let mut round = 0;
+        until("an end of the tree", async || {
+            round += 1;
+            agent.sh(&format!("ps{round}"), "grep -l sleep /proc/[0-9]*/comm | wc -l").await == "0\n"
+        })
+        .await;
     }
 
     async fn signals_reach_the_first_process_or_all(bench) {
