@@ -1,6 +1,6 @@
 //! From a fresh process to the program: the last steps of every process in the container.
 //!
-//! The main command and every execution go through [`become_program`], so that they cannot differ in user, capabilities
+//! The main command and every execution go through `become_program`, so that they cannot differ in user, capabilities
 //! or limits. Each step that fails is reported as its name and errno over the status pipe, which the program's execve
 //! closes; so a failure is known, never guessed from a text.
 //!
