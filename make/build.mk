@@ -28,7 +28,7 @@ quickstart: deps build ## From a fresh machine to a running box
 
 .PHONY: bench
 bench: build ## Measure, against a raw floor of the same run
-	cargo run --locked --profile $(PROFILE) -p boxlite-tests --bin bench
+	@make/bench.sh $(BIN)
 
 .PHONY: dist
 dist: ## Gather a relocatable release in dist/
