@@ -1,16 +1,70 @@
 //! Images, as the runtime offers them.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImageError, ImageInfo, Progress};
+use crate::image::{
+    Cancelled, ImageConfig, ImageError, ImageInfo, Platform, Progress, Pruned, PulledImage, Reference,
+    Removed, Usage,
+};
 use crate::runtime::{RuntimeInner, blocking};
 
-/// Loads, lists and removes images.
+/// Pulls, loads, saves, lists and removes images.
 #[derive(Clone, Debug)]
 pub struct ImageHandle {
     runtime: Arc<RuntimeInner>,
+}
+
+/// When a registry is asked for an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PullPolicy {
+    /// When the image is not in the store, or is there for another platform than the one asked for.
+    #[default]
+    Missing,
+    /// Always; what has not changed is not downloaded again.
+    Always,
+    /// Never: what is not in the store is an error.
+    Never,
+}
+
+/// How to pull.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PullOptions {
+    /// The platform of an image that is there for several, as `os/architecture[/variant]`. `None`: this machine's.
+    pub platform: Option<String>,
+}
+
+/// All that is known of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageDetails {
+    /// Names, digest, sizes.
+    pub info: ImageInfo,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+}
+
+/// Ends work on another thread once nobody waits for it any more.
+#[derive(Debug, Default)]
+pub(crate) struct Abandoned(Arc<AtomicBool>);
+
+impl Abandoned {
+    /// What the work asks.
+    pub(crate) fn check(&self) -> impl Fn() -> Result<(), Cancelled> + Send + Sync + 'static {
+        let flag = self.0.clone();
+        move || if flag.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl ImageHandle {
@@ -18,23 +72,76 @@ impl ImageHandle {
         Self { runtime }
     }
 
+    /// Pulls an image from its registry, also when it is in the store: then only what has changed is downloaded.
+    /// Dropping the future stops the pull; what was downloaded by then is used by the next one.
+    ///
+    /// # Errors
+    /// When the reference names no image, no registry has it or can be reached, the login is refused, the signature
+    /// policy refuses the image, or the image is broken, hostile, too large or for other machines.
+    pub async fn pull(&self, reference: &str) -> Result<PulledImage> {
+        self.pull_with(reference, PullOptions::default(), |_| {}).await
+    }
+
+    /// As [`ImageHandle::pull`], with options. `progress` is told how far it is.
+    ///
+    /// # Errors
+    /// As [`ImageHandle::pull`].
+    pub async fn pull_with(
+        &self,
+        reference: &str,
+        options: PullOptions,
+        mut progress: impl FnMut(Progress) + Send + 'static,
+    ) -> Result<PulledImage> {
+        let (runtime, reference) = (self.runtime.clone(), reference.to_owned());
+        let abandoned = Abandoned::default();
+        let check = abandoned.check();
+        blocking(move || {
+            let platform = platform(options.platform.as_deref())?;
+            let mut told = |step| {
+                progress(step);
+                check()
+            };
+            runtime.store.pull(&runtime.registries, &reference, &platform, &mut told).map_err(image_error)
+        })
+        .await
+    }
+
     /// Loads every image of an OCI layout folder, an OCI archive or a `docker save` archive. `progress` is told how
     /// far it is.
     ///
     /// # Errors
-    /// When the archive is broken, hostile or too large. No image of it that was not complete is kept.
+    /// When the archive is broken, hostile, too large or refused by the signature policy. No image of it that was not
+    /// complete is kept.
     pub async fn load(
         &self,
         path: impl Into<PathBuf>,
         mut progress: impl FnMut(Progress) + Send + 'static,
     ) -> Result<Vec<ImageInfo>> {
         let (runtime, path) = (self.runtime.clone(), path.into());
+        let abandoned = Abandoned::default();
+        let check = abandoned.check();
         blocking(move || {
             let mut told = |step| {
                 progress(step);
-                Ok(())
+                check()
             };
             runtime.store.load(&path, &mut told).map_err(image_error)
+        })
+        .await
+    }
+
+    /// Writes images into an OCI archive, with the digests that they came with. `out` is given back.
+    ///
+    /// # Errors
+    /// When there is no such image, a layer of it is damaged, or `out` cannot be written.
+    pub async fn save<W: Write + Send + 'static>(&self, references: &[String], out: W) -> Result<W> {
+        let (runtime, references) = (self.runtime.clone(), references.to_vec());
+        let abandoned = Abandoned::default();
+        let check = abandoned.check();
+        blocking(move || {
+            let mut out = out;
+            runtime.store.save(&references, &mut out, &mut |_| check()).map_err(image_error)?;
+            Ok(out)
         })
         .await
     }
@@ -57,6 +164,59 @@ impl ImageHandle {
         blocking(move || runtime.store.info(&reference).map_err(image_error)).await
     }
 
+    /// All that is known of an image.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn inspect(&self, reference: &str) -> Result<ImageDetails> {
+        let (runtime, reference) = (self.runtime.clone(), reference.to_owned());
+        blocking(move || {
+            let image = runtime.store.get(&reference).map_err(image_error)?;
+            Ok(ImageDetails { info: image.info, config: image.config })
+        })
+        .await
+    }
+
+    /// Gives an image one more name. A name that led to another image leads to this one then.
+    ///
+    /// # Errors
+    /// When there is no such image, or `name` is no name that can be given.
+    pub async fn tag(&self, reference: &str, name: &str) -> Result<()> {
+        let (runtime, reference, name) = (self.runtime.clone(), reference.to_owned(), name.to_owned());
+        blocking(move || {
+            let name: Reference = name.parse().map_err(|error| image_error(ImageError::Reference(error)))?;
+            runtime.store.tag(&reference, &name).map_err(image_error)
+        })
+        .await
+    }
+
+    /// Removes a name, and the image with its last name. By digest, removes the image with all its names.
+    ///
+    /// # Errors
+    /// When there is no such image, or a box uses it and this was its last name.
+    pub async fn remove(&self, reference: &str) -> Result<Removed> {
+        let (runtime, reference) = (self.runtime.clone(), reference.to_owned());
+        blocking(move || runtime.remove_image(&reference)).await
+    }
+
+    /// What images take on the disk.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn usage(&self) -> Result<Usage> {
+        let runtime = self.runtime.clone();
+        blocking(move || runtime.image_usage()).await
+    }
+
+    /// Removes images without a name or, with `all`, every image that no box uses; and files that belong to no image.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn prune(&self, all: bool) -> Result<Pruned> {
+        let runtime = self.runtime.clone();
+        blocking(move || runtime.prune_images(all)).await
+    }
+
     /// Whether this is a path to an image rather than a reference: it starts with `/`, `./` or `../`.
     pub fn is_path(text: &str) -> bool {
         let path = Path::new(text);
@@ -64,8 +224,26 @@ impl ImageHandle {
     }
 }
 
+/// The platform that is asked for.
+pub(crate) fn platform(text: Option<&str>) -> Result<Platform> {
+    match text {
+        None => Ok(Platform::host()),
+        Some(text) => text.parse().map_err(|error| image_error(ImageError::BadPlatform(error))),
+    }
+}
+
 pub(crate) fn image_error(error: ImageError) -> Error {
-    let kind = if error.is_not_found() { ErrorKind::NotFound } else { ErrorKind::Image };
+    let kind = match &error {
+        error if error.is_not_found() => ErrorKind::NotFound,
+        ImageError::Registry { .. } => ErrorKind::Network,
+        ImageError::InUse { .. } => ErrorKind::InvalidState,
+        ImageError::Reference(_)
+        | ImageError::Digest(_)
+        | ImageError::BadPlatform(_)
+        | ImageError::TagWithDigest { .. } => ErrorKind::InvalidArgument,
+        ImageError::Io { .. } | ImageError::Busy => ErrorKind::Storage,
+        _ => ErrorKind::Image,
+    };
     let hint = error.hint();
     let error = Error::new(kind, error.to_string()).with_source_of(error);
     match hint {

@@ -35,22 +35,32 @@ pub mod image;
 mod images;
 mod info;
 mod litebox;
+mod login;
 mod monitor;
 mod options;
+mod policy;
 mod programs;
 mod record;
+mod registry;
 mod rpc;
 mod runtime;
+mod settings;
+mod usage;
 
 pub use command::BoxCommand;
 pub use doctor::{Check, Diagnosis, Health};
 pub use error::{BoxliteError, BoxliteResult, Error, ErrorKind, Result, StartFailure};
 pub use execution::{ExecOutput, ExecResult, ExecStdin, Execution};
-pub use images::ImageHandle;
+pub use images::{ImageDetails, ImageHandle, PullOptions, PullPolicy};
 pub use info::{BoxInfo, BoxStatus};
 pub use litebox::{LiteBox, StartStep};
 pub use options::{BoxOptions, BoxliteOptions, Engine, RootfsSpec, env_vars, limits};
+pub use policy::PolicyError;
+pub use registry::{
+    ImageRegistry, ImageRegistryProxy, RegistryAuth, RegistryError, RegistryErrorKind, RegistryTransport,
+};
 pub use runtime::BoxliteRuntime;
+pub use usage::{DiskUsage, SystemPruned, UsageGroup};
 
 /// The version of this library.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -6,11 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Limits;
+use crate::images::PullPolicy;
+use crate::registry::{ImageRegistry, ImageRegistryProxy};
 
 /// The environment variables that the library reads.
 pub mod env_vars {
     /// Folder of everything that BoxLite keeps; default `~/.boxlite`.
     pub const HOME: &str = "BOXLITE_HOME";
+    /// The configuration file; default `config.json` in the home folder, if there is one.
+    pub const CONFIG: &str = "BOXLITE_CONFIG";
     /// `auto`, `krun` or `qemu`; default `auto`.
     pub const ENGINE: &str = "BOXLITE_ENGINE";
     /// The `boxlite-shim` binary; default: beside the running program, then in `PATH`.
@@ -69,6 +74,21 @@ pub struct BoxliteOptions {
     pub guest: Option<PathBuf>,
     /// How long a box may take from start to a running main command. `None`: `BOXLITE_BOOT_TIMEOUT` seconds, else 60 s.
     pub boot_timeout: Option<Duration>,
+    /// The configuration file, which must exist then. `None`: `BOXLITE_CONFIG`, else `config.json` in the home folder if
+    /// there is one. What other fields say comes before what the file says.
+    pub config_file: Option<PathBuf>,
+    /// Settings of registries, in the order in which they are searched. Those of the configuration file follow.
+    pub image_registries: Vec<ImageRegistry>,
+    /// Hosts of registries where a name without a registry is looked for first, in this order.
+    pub search_registries: Vec<String>,
+    /// Proxies for registries. `None`: those of the configuration file, else of the environment.
+    pub image_registry_proxy: Option<ImageRegistryProxy>,
+    /// Which images may run, as containers-policy.json(5) says it. `None`: that of the configuration file, else
+    /// `policy.json` in the home folder, `~/.config/containers/policy.json` or `/etc/containers/policy.json`, whichever
+    /// exists first, else all may.
+    pub signature_policy: Option<PathBuf>,
+    /// What an image may cost. `None`: what the configuration file says, else the defaults of [`Limits`].
+    pub image_limits: Option<Limits>,
 }
 
 impl BoxliteOptions {
@@ -125,7 +145,7 @@ impl BoxliteOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootfsSpec {
-    /// An image in the store, by reference, digest or unique start of a digest.
+    /// An image, by reference; of one in the store also by digest or unique start of a digest.
     Image(String),
     /// An OCI layout folder, an OCI archive or a `docker save` archive, which is loaded first. Must hold one image.
     RootfsPath(String),
@@ -177,6 +197,11 @@ pub struct BoxOptions {
     pub cap_drop: Vec<String>,
     /// What the file system starts from.
     pub rootfs: RootfsSpec,
+    /// When a registry is asked for the image. Default: when it is not in the store.
+    pub pull: PullPolicy,
+    /// The platform of an image that is there for several, as `os/architecture[/variant]`. `None`: this machine's, which
+    /// is also the only one that runs here.
+    pub platform: Option<String>,
     /// The box and its disk are removed when it stops. Default true.
     pub auto_remove: bool,
     /// The box goes on when the process that started it ends. Default false.
@@ -199,6 +224,8 @@ impl Default for BoxOptions {
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
             rootfs: RootfsSpec::Image("alpine:latest".into()),
+            pull: PullPolicy::Missing,
+            platform: None,
             auto_remove: true,
             detach: false,
         }

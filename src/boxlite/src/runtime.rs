@@ -29,14 +29,18 @@ use crate::disk;
 use crate::erofs;
 use crate::error::{Error, ErrorKind, Result, storage};
 use crate::home::{DRAFT, FileLock, Held, Home, TRASH, is_id, new_id, write_atomic};
-use crate::image::{ImageConfig, ImageStore};
-use crate::images::ImageHandle;
+use crate::image::{
+    ImageConfig, ImageStore, Platform, Progress, Pruned, Removed, StoredImage, Usage, Used, Watch,
+};
+use crate::images::{Abandoned, ImageHandle, PullPolicy, image_error, platform};
 use crate::info::BoxInfo;
 use crate::litebox::LiteBox;
 use crate::monitor::{self, Monitor, Observed, unix_nanos};
 use crate::options::{BoxOptions, BoxliteOptions, Engine, RootfsSpec, validate_name};
 use crate::programs::{self, Programs};
 use crate::record::BoxRecord;
+use crate::registry::Registries;
+use crate::settings::Settings;
 
 /// Defaults of [`BoxOptions`].
 const CPUS: u8 = 1;
@@ -67,6 +71,7 @@ pub(crate) struct RuntimeInner {
     pub(crate) home: Home,
     pub(crate) boot_timeout: Duration,
     pub(crate) store: ImageStore,
+    pub(crate) registries: Registries,
     engine: Engine,
     options: BoxliteOptions,
     programs: OnceLock<Programs>,
@@ -92,11 +97,15 @@ impl BoxliteRuntime {
         let home = Home::open(options.home()?)?;
         let engine = options.engine()?;
         let boot_timeout = options.boot_timeout()?;
-        let store = ImageStore::open(home.images(), home.tmp()).map_err(crate::images::image_error)?;
+        let settings = Settings::read(&options, home.root())?;
+        let store = ImageStore::open(home.root()).map_err(image_error)?;
+        let registries = settings.registries(home.root())?;
+        let store = store.with_limits(settings.limits).with_policy(settings.policy);
         let inner = RuntimeInner {
             home,
             boot_timeout,
             store,
+            registries,
             engine,
             options,
             programs: OnceLock::new(),
@@ -118,6 +127,10 @@ impl BoxliteRuntime {
         &self.inner
     }
 
+    pub(crate) fn shared(&self) -> Arc<RuntimeInner> {
+        self.inner.clone()
+    }
+
     /// The home folder.
     pub fn home_dir(&self) -> &Path {
         self.inner.home.root()
@@ -131,10 +144,34 @@ impl BoxliteRuntime {
     /// Creates a box. It takes no CPU, memory or disk space until it is started.
     ///
     /// # Errors
-    /// When an option cannot be right, the name is taken, or the image is not there. Nothing is left behind then.
+    /// When an option cannot be right, the name is taken, or the image is not there and cannot be pulled. No box is left
+    /// behind then.
     pub async fn create(&self, options: BoxOptions, name: Option<String>) -> Result<LiteBox> {
+        self.create_with(options, name, |_| {}).await
+    }
+
+    /// As [`BoxliteRuntime::create`]; `progress` is told how far the image is, when it has to be pulled or loaded.
+    ///
+    /// # Errors
+    /// As [`BoxliteRuntime::create`].
+    pub async fn create_with(
+        &self,
+        options: BoxOptions,
+        name: Option<String>,
+        mut progress: impl FnMut(Progress) + Send + 'static,
+    ) -> Result<LiteBox> {
         let inner = self.inner.clone();
-        let record = blocking(move || inner.create(&options, name)).await?;
+        let abandoned = Abandoned::default();
+        let check = abandoned.check();
+        let told = move |step| {
+            progress(step);
+            check()
+        };
+        let record = blocking(move || {
+            let mut told = told;
+            inner.create(&options, name, &mut told)
+        })
+        .await?;
         Ok(LiteBox::new(self.inner.clone(), record))
     }
 
@@ -309,7 +346,7 @@ impl RuntimeInner {
         Ok(records.pop())
     }
 
-    fn list(&self) -> Result<Vec<BoxInfo>> {
+    pub(crate) fn list(&self) -> Result<Vec<BoxInfo>> {
         let mut infos = Vec::new();
         for record in self.records()? {
             match monitor::observe(&self.home.files(&record.id)) {
@@ -320,16 +357,24 @@ impl RuntimeInner {
         Ok(infos)
     }
 
-    fn create(&self, options: &BoxOptions, name: Option<String>) -> Result<BoxRecord> {
+    fn create(&self, options: &BoxOptions, name: Option<String>, watch: Watch<'_>) -> Result<BoxRecord> {
         options.validate()?;
         if let Some(name) = &name {
             validate_name(name)?;
+            // Told before anything is downloaded; what counts is the answer when the box is published.
+            self.check_name_is_free(name)?;
         }
-        let reference = match &options.rootfs {
-            RootfsSpec::Image(reference) => reference.clone(),
-            RootfsSpec::RootfsPath(path) => self.load_one(Path::new(path))?,
-        };
-        let image = self.store.get(&reference).map_err(crate::images::image_error)?;
+        let (reference, image) = self.image(options, watch)?;
+        let host = Platform::host();
+        if image.config.architecture != host.architecture() || image.config.os != host.os() {
+            let of = format!("{}/{}", image.config.os, image.config.architecture);
+            let message = format!(
+                "the image {reference} is for {}, and this machine is {host}",
+                crate::rpc::shown(&of)
+            );
+            return Err(Error::new(ErrorKind::Image, message));
+        }
+        self.store.check_policy(&image.digest).map_err(image_error)?;
         let id = new_id()?;
         let container = container(options, &image.config, &id)?;
         let record = BoxRecord::new(
@@ -367,8 +412,40 @@ impl RuntimeInner {
         }
     }
 
-    fn load_one(&self, path: &Path) -> Result<String> {
-        let mut loaded = self.store.load(path, &mut |_| Ok(())).map_err(crate::images::image_error)?;
+    /// The image that is asked for, and what it is called; pulled or loaded where that is asked for too.
+    fn image(&self, options: &BoxOptions, watch: Watch<'_>) -> Result<(String, StoredImage)> {
+        let reference = match &options.rootfs {
+            RootfsSpec::Image(reference) => reference.clone(),
+            RootfsSpec::RootfsPath(path) => {
+                let digest = self.load_one(Path::new(path), watch)?;
+                let image = self.store.get(&digest).map_err(image_error)?;
+                return Ok((digest, image));
+            }
+        };
+        let wanted = platform(options.platform.as_deref())?;
+        if options.pull != PullPolicy::Always {
+            match self.store.get_any(&self.registries, &reference) {
+                Ok(image) if options.platform.is_none() || image.is_for(&wanted) => {
+                    return Ok((reference, image));
+                }
+                Ok(image) if options.pull == PullPolicy::Never => {
+                    let message =
+                        format!("the image {reference} is here for {}, not for {wanted}", image.platform());
+                    return Err(Error::new(ErrorKind::NotFound, message));
+                }
+                Err(error) if options.pull == PullPolicy::Never || !error.is_not_found() => {
+                    return Err(image_error(error));
+                }
+                _ => {}
+            }
+        }
+        let pulled = self.store.pull(&self.registries, &reference, &wanted, watch).map_err(image_error)?;
+        let image = self.store.get(&pulled.image.digest).map_err(image_error)?;
+        Ok((reference, image))
+    }
+
+    fn load_one(&self, path: &Path, watch: Watch<'_>) -> Result<String> {
+        let mut loaded = self.store.load(path, watch).map_err(image_error)?;
         match (loaded.pop(), loaded.len()) {
             (Some(image), 0) => Ok(image.digest),
             (_, others) => Err(Error::new(
@@ -400,18 +477,48 @@ impl RuntimeInner {
     /// The commit point of create: one rename, under the lock that makes names unique.
     fn publish(&self, draft: &Path, record: &BoxRecord) -> Result<()> {
         let _changing = self.home.lock()?;
-        if let Some(name) = &record.name
-            && self.records()?.iter().any(|other| other.name.as_ref() == Some(name))
-        {
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                format!("there is a box named `{name}` already"),
-            )
-            .with_hint("choose another name, or remove that box"));
+        if let Some(name) = &record.name {
+            self.check_name_is_free(name)?;
         }
+        // Under the lock under which images that no box uses are removed: from here on it is used.
+        self.store.info(&record.image_digest).map_err(image_error)?;
         let place = self.home.files(&record.id);
         fs::rename(draft, place.folder())
             .map_err(|e| storage(format!("cannot make {}", place.folder().display()), e))
+    }
+
+    fn check_name_is_free(&self, name: &str) -> Result<()> {
+        if self.records()?.iter().all(|other| other.name.as_deref() != Some(name)) {
+            return Ok(());
+        }
+        let message = format!("there is a box named `{name}` already");
+        Err(Error::new(ErrorKind::AlreadyExists, message)
+            .with_hint("choose another name, or remove that box"))
+    }
+
+    /// Which boxes use which images. One whose record is damaged may use any: then nobody can say. The home must be
+    /// locked, or the answer is out of date.
+    fn used(&self) -> Result<Used> {
+        let mut used = Used::new();
+        for record in self.records()? {
+            let name = record.name.unwrap_or(record.id);
+            used.entry(record.image_digest).or_default().push(name);
+        }
+        Ok(used)
+    }
+
+    pub(crate) fn remove_image(&self, reference: &str) -> Result<Removed> {
+        let _changing = self.home.lock()?;
+        self.store.remove(reference, &self.used()?).map_err(image_error)
+    }
+
+    pub(crate) fn prune_images(&self, all: bool) -> Result<Pruned> {
+        let _changing = self.home.lock()?;
+        self.store.prune(all, &self.used()?).map_err(image_error)
+    }
+
+    pub(crate) fn image_usage(&self) -> Result<Usage> {
+        self.store.usage(&self.used()?).map_err(image_error)
     }
 
     /// Waits until no monitor has the box any more: it may still be at its last work when the final state is known.
@@ -537,7 +644,8 @@ impl RuntimeInner {
     fn prepare(&self, record: &BoxRecord, await_attach: bool) -> Result<(PathBuf, BoxFiles, MonitorConfig)> {
         let programs = self.programs()?;
         let files = self.home.files(&record.id);
-        let image = self.store.disk(&record.image_digest).map_err(crate::images::image_error)?;
+        self.store.check_policy(&record.image_digest).map_err(image_error)?;
+        let image = self.store.disk(&record.image_digest).map_err(image_error)?;
         let disk = |path, format, read_only| DiskSpec { path, format, read_only };
         let port = |port, path, direction| VsockPort { port, path, direction };
         let vm = VmSpec {

@@ -14,6 +14,12 @@ pub(crate) struct Line {
     /// Folder of everything that BoxLite keeps [env: BOXLITE_HOME] [default: ~/.boxlite]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
+    /// Configuration file [env: BOXLITE_CONFIG] [default: config.json in the home folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Look for images without a registry in their name here first; may be given several times
+    #[arg(long, global = true, value_name = "HOST")]
+    pub(crate) registry: Vec<String>,
     /// Tell what is done, on standard error
     #[arg(long, global = true)]
     pub(crate) debug: bool,
@@ -34,10 +40,28 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Remove boxes
     Rm(RmArgs),
-    /// Load images from an OCI layout folder, an OCI archive or a `docker save` archive
-    Load(LoadArgs),
+    /// Download images
+    Pull(PullArgs),
     /// List images
     Images(ImagesArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// Load images from an OCI layout folder, an OCI archive or a `docker save` archive
+    Load(LoadArgs),
+    /// Write images into an OCI archive
+    Save(SaveArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Work with images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look at disk usage, and remove what is not used
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Log in to a registry
+    Login(LoginArgs),
+    /// Log out of a registry
+    Logout(LogoutArgs),
     /// Say what this host has and what it lacks
     Doctor(FormatArgs),
     /// Show the version
@@ -52,6 +76,35 @@ impl Command {
             _ => 1,
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Download images
+    Pull(PullArgs),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Show all that is known of images, as JSON
+    Inspect(InspectArgs),
+    /// Remove images
+    Rm(RmiArgs),
+    /// Load images from an archive
+    Load(LoadArgs),
+    /// Write images into an OCI archive
+    Save(SaveArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Remove images without a name, and files that belong to no image
+    Prune(PruneArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Show what boxes, images and caches take on the disk
+    Df(DfArgs),
+    /// Remove boxes that do not run, images without a name, and files that belong to nothing
+    Prune(PruneArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,14 +122,9 @@ pub(crate) struct FormatArgs {
     pub(crate) format: Format,
 }
 
+/// How a command runs in a box.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// Remove the box when its command ends
-    #[arg(long)]
-    pub(crate) rm: bool,
-    /// Name of the box
-    #[arg(long)]
-    pub(crate) name: Option<String>,
+pub(crate) struct ProcessArgs {
     /// Set a variable; NAME alone takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
@@ -89,6 +137,18 @@ pub(crate) struct RunArgs {
     /// Pass standard input to the command
     #[arg(short, long)]
     pub(crate) interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Remove the box when its command ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name of the box
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u8>,
@@ -110,6 +170,15 @@ pub(crate) struct RunArgs {
     /// Drop a capability, or ALL
     #[arg(long, value_name = "CAP")]
     pub(crate) cap_drop: Vec<String>,
+    /// When to ask the registry for the image
+    #[arg(long, value_enum, default_value = "missing")]
+    pub(crate) pull: PullWhen,
+    /// Platform of the image, such as linux/amd64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<String>,
+    /// Say nothing of the download of the image
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
     /// Image: a reference, a digest, or a path that starts with `/` or `./`
     pub(crate) image: String,
     /// Command and arguments [default: those of the image]
@@ -119,18 +188,8 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
-    /// Set a variable; NAME alone takes its value from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-    /// Working directory in the box
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-    /// User in the box: name or uid, with an optional group
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
-    /// Pass standard input to the command
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
     /// Name, id, or unique start of an id
     #[arg(value_name = "BOX")]
     pub(crate) target: String,
@@ -191,6 +250,105 @@ pub(crate) struct ImagesArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) format: FormatArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullWhen {
+    /// When it is not here
+    Missing,
+    /// Always; what has not changed is not downloaded again
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Only print the names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Platform of the image, such as linux/amd64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<String>,
+    /// References, such as `busybox`, `quay.io/org/name:tag` or `name@sha256:…`
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// An image that is not there is no error; one that a box uses stays in any case
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// References or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// References or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// Reference or digest
+    #[arg(value_name = "IMAGE")]
+    pub(crate) source: String,
+    /// The new name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// References or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) references: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Every image that no box uses, not only those without a name
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DfArgs {
+    /// Each box and image
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// User
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// Read the password from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// Host of the registry
+    #[arg(default_value = "docker.io")]
+    pub(crate) registry: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogoutArgs {
+    /// Host of the registry
+    #[arg(default_value = "docker.io")]
+    pub(crate) registry: String,
 }
 
 /// A size in MiB.

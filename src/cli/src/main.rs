@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod exit;
 mod output;
+mod progress;
 mod streams;
 
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use boxlite::{BoxliteOptions, BoxliteRuntime};
 use clap::Parser;
 
-use crate::args::{Command, Line};
+use crate::args::{Command, ImageCommand, Line, SystemCommand};
 use crate::exit::Failure;
 
 fn main() -> ExitCode {
@@ -45,6 +46,8 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
     }
     let mut options = BoxliteOptions::default();
     options.home_dir = line.home;
+    options.config_file = line.config;
+    options.search_registries = line.registry;
     let runtime = BoxliteRuntime::new(options)?;
     match line.command {
         Command::Run(args) => commands::run::run(&runtime, args).await,
@@ -52,8 +55,30 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
         Command::Ps(args) => commands::ps::run(&runtime, &args).await,
         Command::Stop(args) => commands::stop::run(&runtime, args).await,
         Command::Rm(args) => commands::rm::run(&runtime, args).await,
-        Command::Load(args) => commands::load::run(&runtime, args).await,
-        Command::Images(args) => commands::images::run(&runtime, &args).await,
+        Command::Pull(args) | Command::Image(ImageCommand::Pull(args)) => {
+            commands::pull::run(&runtime, args).await
+        }
+        Command::Images(args) | Command::Image(ImageCommand::Ls(args)) => {
+            commands::images::run(&runtime, &args).await
+        }
+        Command::Rmi(args) | Command::Image(ImageCommand::Rm(args)) => {
+            commands::rmi::run(&runtime, args).await
+        }
+        Command::Load(args) | Command::Image(ImageCommand::Load(args)) => {
+            commands::load::run(&runtime, args).await
+        }
+        Command::Save(args) | Command::Image(ImageCommand::Save(args)) => {
+            commands::save::run(&runtime, args).await
+        }
+        Command::Tag(args) | Command::Image(ImageCommand::Tag(args)) => {
+            commands::tag::run(&runtime, args).await
+        }
+        Command::Image(ImageCommand::Inspect(args)) => commands::inspect::run(&runtime, args).await,
+        Command::Image(ImageCommand::Prune(args)) => commands::prune::images(&runtime, args).await,
+        Command::System(SystemCommand::Df(args)) => commands::df::run(&runtime, &args).await,
+        Command::System(SystemCommand::Prune(args)) => commands::prune::system(&runtime, args).await,
+        Command::Login(args) => commands::login::login(&runtime, args).await,
+        Command::Logout(args) => commands::login::logout(&runtime, args).await,
         Command::Doctor(args) => commands::doctor::run(&runtime, &args).await,
         Command::Version(args) => commands::version::run(&args),
     }

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use boxlite::image::{Limits, archive::Archive, build};
+use boxlite::image::{Limits, Platform, archive::Archive, build};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     (limits.entries, limits.bytes, limits.memory, limits.members) = (10_000, 16 << 20, 16 << 20, 100);
     let mut input = tempfile::NamedTempFile::new().expect("there is room for temporary files");
     input.write_all(bytes).expect("there is room for temporary files");
-    let Ok(archive) = Archive::open(input.path(), &std::env::temp_dir(), &limits, &mut |_| Ok(())) else {
+    let Ok(archive) = Archive::open(input.path(), &Platform::host(), &std::env::temp_dir(), &limits, &mut |_| Ok(())) else {
         return;
     };
     for image in archive.images() {

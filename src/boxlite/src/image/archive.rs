@@ -7,12 +7,15 @@
 //! Members of tar files are found through an index of their positions, made in one pass that reads headers only. Their
 //! names are keys of that index and nothing else. In folders, only paths made of a strictly parsed digest are opened.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::build::LayerSource;
 use super::config::ImageConfig;
@@ -20,17 +23,15 @@ use super::digest::Digest;
 use super::error::{ImageError, LayerError, TarError};
 use super::limits::Limits;
 use super::manifest::{
-    Configuration, DOCUMENT_MAX, Descriptor, DockerImage, Document, Platform, broken, is_layer, parse,
+    CONFIG, DOCUMENT_MAX, Descriptor, DockerImage, Document, MANIFEST, broken, layer_type, parse,
 };
+use super::platform::Platform;
 use super::reference::Reference;
+use super::resolve::{Documents, Layer, Resolved, Resolver};
 use super::stream::Compression;
 use super::tar::{Kind, Source, TarReader};
 use super::{Progress, Watch};
 
-/// Indexes within indexes.
-const DEPTH_MAX: usize = 4;
-/// Documents read of one archive.
-const DOCUMENTS_MAX: usize = 1024;
 /// Links from member to member.
 const LINKS_MAX: usize = 8;
 
@@ -41,43 +42,57 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 #[derive(Debug)]
 pub struct Archive {
     files: Files,
+    kind: ArchiveKind,
     images: Vec<FoundImage>,
+}
+
+/// What an archive is: in the words of containers/image, by which signature policies name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ArchiveKind {
+    OciFolder,
+    OciArchive,
+    DockerArchive,
+}
+
+impl ArchiveKind {
+    /// The name of the transport.
+    pub(super) fn transport(self) -> &'static str {
+        match self {
+            Self::OciFolder => "oci",
+            Self::OciArchive => "oci-archive",
+            Self::DockerArchive => "docker-archive",
+        }
+    }
 }
 
 /// An image in an archive that can run on this machine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FoundImage {
-    /// The manifest's digest; in the older archives of `docker save`, which have no manifest, the configuration's.
+    /// The manifest's digest. The older archives of `docker save` have none: theirs is made of what is in them.
     pub digest: Digest,
     /// Names the archive gives it.
     pub references: Vec<Reference>,
     /// How it wants to be run.
     pub config: ImageConfig,
-    layers: Vec<FoundLayer>,
-}
-
-#[derive(Debug, Clone)]
-struct FoundLayer {
-    place: Place,
-    blob: Option<(Digest, u64)>,
-    diff_id: Digest,
-}
-
-/// Where a blob is.
-#[derive(Debug, Clone)]
-enum Place {
-    Blob(Digest),
-    /// A member of an old archive.
-    Member(Vec<u8>),
+    pub(super) image: Resolved,
+    /// Members that hold layers, in older archives; elsewhere blobs are found by their digest.
+    members: BTreeMap<Digest, Vec<u8>>,
 }
 
 impl Archive {
-    /// Opens a folder or file and finds the images in it. `scratch` is a folder for temporary files without a name.
+    /// Opens a folder or file and finds the images for `platform` in it. `scratch` is a folder for temporary files without
+    /// a name.
     ///
     /// # Errors
     /// When the path leads to something else, or what is there is broken, hostile, or for other machines only.
-    pub fn open(path: &Path, scratch: &Path, limits: &Limits, watch: Watch<'_>) -> Result<Self, ImageError> {
+    pub fn open(
+        path: &Path,
+        platform: &Platform,
+        scratch: &Path,
+        limits: &Limits,
+        watch: Watch<'_>,
+    ) -> Result<Self, ImageError> {
         let meta = std::fs::metadata(path).map_err(|error| ImageError::io("open", path, error))?;
         let files = if meta.is_dir() {
             Files::Folder(path.to_owned())
@@ -85,219 +100,178 @@ impl Archive {
             Files::Tar(TarFile::open(path, scratch, limits, watch)?)
         };
         let unknown = |reason: &str| ImageError::Unknown { path: path.to_owned(), reason: reason.to_owned() };
-        let mut finder = Finder { files: &files, documents: 0, available: Vec::new(), images: Vec::new() };
-        if let Some(index) = files.root_document("index.json")? {
-            finder.oci(&index)?;
+        let mut resolver = Resolver::new(Held { files: &files, given: BTreeMap::new() }, platform, limits);
+        let (kind, images) = if let Some(index) = files.root_document("index.json")? {
+            let kind = match files {
+                Files::Folder(_) => ArchiveKind::OciFolder,
+                Files::Tar(_) => ArchiveKind::OciArchive,
+            };
+            (kind, oci(&files, &mut resolver, &index)?)
         } else if let Some(list) = files.root_document("manifest.json")? {
             if matches!(files, Files::Folder(_)) {
                 return Err(unknown("an unpacked `docker save` archive; give the archive itself"));
             }
-            finder.docker(&list)?;
+            (ArchiveKind::DockerArchive, docker(&files, &mut resolver, &list)?)
         } else {
             return Err(unknown("it has no index.json and no manifest.json"));
-        }
-        let Finder { images, mut available, .. } = finder;
-        if images.is_empty() && available.is_empty() {
-            return Err(unknown("it holds no image"));
-        }
+        };
         if images.is_empty() {
-            available.sort();
-            available.dedup();
-            available.truncate(20);
-            return Err(ImageError::Platform { wanted: Platform::wanted().to_string(), available });
+            return Err(if resolver.saw_others() {
+                resolver.not_for_this()
+            } else {
+                unknown("it holds no image")
+            });
         }
-        Ok(Self { files, images })
+        Ok(Self { files, kind, images })
     }
 
-    /// The images for this machine.
+    /// The images for the platform that was asked for.
     pub fn images(&self) -> &[FoundImage] {
         &self.images
     }
 
+    pub(super) fn kind(&self) -> ArchiveKind {
+        self.kind
+    }
+
     /// The layers of an image of this archive, lowest first.
-    pub fn layers(&self, image: &FoundImage) -> Vec<LayerSource<'_>> {
-        let source = |layer: &FoundLayer| {
-            let place = layer.place.clone();
-            LayerSource {
-                open: Box::new(move || self.files.open(&place)),
-                blob: layer.blob,
-                diff_id: layer.diff_id,
-            }
+    pub fn layers<'a>(&'a self, image: &'a FoundImage) -> Vec<LayerSource<'a>> {
+        let source = |layer: &'a Layer| LayerSource {
+            open: Box::new(move || self.blob(image, &layer.blob)),
+            blob: Some((layer.blob, layer.size)),
+            diff_id: layer.diff_id,
         };
-        image.layers.iter().map(source).collect()
+        image.image.layers.iter().map(source).collect()
+    }
+
+    /// A layer's blob.
+    pub(super) fn blob(&self, image: &FoundImage, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
+        match image.members.get(digest) {
+            Some(name) => self.files.open_member(name),
+            None => self.files.open_blob(digest),
+        }
     }
 }
 
-impl FoundImage {
-    /// The layers' content digests, lowest first.
-    pub fn diff_ids(&self) -> impl Iterator<Item = &Digest> {
-        self.layers.iter().map(|layer| &layer.diff_id)
-    }
-}
-
-/// Goes through the documents.
-struct Finder<'a> {
+/// The documents of an archive, and those that were read before under other names.
+#[derive(Debug)]
+struct Held<'a> {
     files: &'a Files,
-    documents: usize,
-    /// Platforms seen that are not wanted.
-    available: Vec<String>,
-    images: Vec<FoundImage>,
+    given: BTreeMap<Digest, Vec<u8>>,
 }
 
-impl Finder<'_> {
-    fn oci(&mut self, index: &[u8]) -> Result<(), ImageError> {
-        let Document::Index(list) = Document::parse("index.json", index)? else {
-            return Err(broken("index.json", "it is a manifest, not an index"));
-        };
-        for descriptor in list.iter().filter(|descriptor| !descriptor.is_attestation()) {
-            let references = references(descriptor)?;
-            if let Some(image) = self.resolve(descriptor, 1)? {
-                self.add(image, references);
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, image: FoundImage, references: Vec<Reference>) {
-        let known = self.images.iter().position(|known| known.digest == image.digest);
-        let at = known.unwrap_or_else(|| {
-            self.images.push(image);
-            self.images.len() - 1
-        });
-        for reference in references {
-            if !self.images[at].references.contains(&reference) {
-                self.images[at].references.push(reference);
-            }
-        }
-    }
-
-    /// The image for this machine behind a descriptor.
-    fn resolve(&mut self, descriptor: &Descriptor, depth: usize) -> Result<Option<FoundImage>, ImageError> {
-        if depth > DEPTH_MAX {
-            return Err(broken("index.json", "indexes lie too deep within each other"));
-        }
-        if !self.is_wanted(descriptor.platform.as_ref()) {
-            return Ok(None);
-        }
+impl Documents for Held<'_> {
+    fn manifest(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
         let digest = descriptor.digest()?;
-        let what = format!("manifest {digest}");
-        match Document::parse(&what, &self.document(&what, descriptor)?)? {
-            Document::Manifest { config, layers } => self.manifest(digest, &config, &layers),
-            Document::Index(list) => {
-                for descriptor in list.iter().filter(|descriptor| !descriptor.is_attestation()) {
-                    if let Some(image) = self.resolve(descriptor, depth + 1)? {
-                        return Ok(Some(image));
-                    }
-                }
-                Ok(None)
-            }
+        if let Some(bytes) = self.given.remove(&digest) {
+            return Ok(bytes);
         }
+        let bytes = self.files.blob_document(what, &digest)?;
+        bytes.ok_or_else(|| ImageError::Missing(what.to_owned()))
     }
 
-    /// Whether a platform, if one is given, is this machine's. Others are kept for the message.
-    fn is_wanted(&mut self, platform: Option<&Platform>) -> bool {
-        let other = platform.filter(|platform| **platform != Platform::wanted());
-        self.available.extend(other.map(ToString::to_string));
-        other.is_none()
+    fn configuration(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        self.manifest(what, descriptor)
     }
+}
 
-    fn manifest(
-        &mut self,
-        digest: Digest,
-        config: &Descriptor,
-        layers: &[Descriptor],
-    ) -> Result<Option<FoundImage>, ImageError> {
-        let what = format!("configuration {}", config.digest()?);
-        let configuration = Configuration::parse(&what, &self.document(&what, config)?)?;
-        if !self.is_wanted(Some(&configuration.platform)) {
-            return Ok(None);
-        }
-        check_count(&what, layers.len(), configuration.diff_ids.len())?;
-        let mut found = Vec::new();
-        for (layer, diff_id) in layers.iter().zip(configuration.diff_ids) {
-            if !is_layer(layer.media_type.as_deref()) {
-                let media_type = layer.media_type.as_deref().unwrap_or_default();
-                return Err(broken(
-                    &format!("manifest {digest}"),
-                    &format!("its layers are of type {media_type}"),
-                ));
+/// The images of an OCI layout.
+fn oci(
+    files: &Files,
+    resolver: &mut Resolver<'_, Held<'_>>,
+    index: &[u8],
+) -> Result<Vec<FoundImage>, ImageError> {
+    let Document::Index(list) = Document::parse("index.json", index)? else {
+        return Err(broken("index.json", "it is a manifest, not an index"));
+    };
+    let mut images: Vec<FoundImage> = Vec::new();
+    for (descriptor, image) in resolver.all(&list)? {
+        for layer in &image.layers {
+            if files.size_of(&layer.blob)?.is_none() {
+                return Err(ImageError::Missing(format!("the layer {}", layer.blob)));
             }
-            let blob = layer.digest()?;
-            if self.files.size_of(&blob)?.is_none() {
-                return Err(ImageError::Missing(format!("the layer {blob}")));
-            }
-            found.push(FoundLayer { place: Place::Blob(blob), blob: Some((blob, layer.size)), diff_id });
         }
-        Ok(Some(FoundImage { digest, references: Vec::new(), config: configuration.config, layers: found }))
+        add(&mut images, image, references(descriptor)?, BTreeMap::new());
     }
+    Ok(images)
+}
 
-    fn docker(&mut self, list: &[u8]) -> Result<(), ImageError> {
-        let list: Vec<DockerImage> = parse("manifest.json", list)?;
-        for image in list {
-            self.count()?;
-            let name = normalized(image.config.as_bytes());
-            let what = format!("configuration {}", super::error::shown(&name));
-            let Some(bytes) = self.files.member_document(&what, &name)? else {
-                return Err(ImageError::Missing(what));
-            };
-            let digest = Digest::of(&bytes);
-            // It is named by its digest.
-            let stem = image.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
-            if let Some(expected) = Digest::from_hex(stem)
-                && expected != digest
-            {
-                return Err(ImageError::DocumentDigest { what, expected, actual: digest });
-            }
-            let configuration = Configuration::parse(&what, &bytes)?;
-            if !self.is_wanted(Some(&configuration.platform)) {
+fn add(
+    images: &mut Vec<FoundImage>,
+    image: Resolved,
+    references: Vec<Reference>,
+    members: BTreeMap<Digest, Vec<u8>>,
+) {
+    let known = images.iter().position(|known| known.digest == image.digest);
+    let at = known.unwrap_or_else(|| {
+        let (digest, config) = (image.digest, image.config.clone());
+        images.push(FoundImage { digest, references: Vec::new(), config, image, members });
+        images.len() - 1
+    });
+    for reference in references {
+        if !images[at].references.contains(&reference) {
+            images[at].references.push(reference);
+        }
+    }
+}
+
+/// The images of an older archive of `docker save`. They have no manifests, so each gets one: the same archive, the same
+/// digest.
+fn docker(
+    files: &Files,
+    resolver: &mut Resolver<'_, Held<'_>>,
+    list: &[u8],
+) -> Result<Vec<FoundImage>, ImageError> {
+    let list: Vec<DockerImage> = parse("manifest.json", list)?;
+    let mut images = Vec::new();
+    for image in list {
+        let name = normalized(image.config.as_bytes());
+        let what = format!("configuration {}", super::error::shown(&name));
+        let Some(config) = files.member_document(&what, &name)? else {
+            return Err(ImageError::Missing(what));
+        };
+        let config_digest = Digest::of(&config);
+        // It is named by its digest.
+        let stem = image.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
+        if let Some(expected) = Digest::from_hex(stem)
+            && expected != config_digest
+        {
+            return Err(ImageError::DocumentDigest { what, expected, actual: config_digest });
+        }
+        let mut layers = Vec::new();
+        let mut members = BTreeMap::new();
+        for member in image.layers.unwrap_or_default() {
+            let name = normalized(member.as_bytes());
+            let found = files.summary(&name)?;
+            let summary = found.ok_or_else(|| ImageError::Missing(super::error::shown(&name)))?;
+            layers.push(json!({
+                "mediaType": summary.media_type,
+                "digest": summary.digest.to_string(),
+                "size": summary.size,
+            }));
+            members.insert(summary.digest, name);
+        }
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": { "mediaType": CONFIG, "digest": config_digest.to_string(), "size": config.len() },
+            "layers": layers,
+        });
+        let manifest = serde_json::to_vec(&manifest).map_err(|error| broken(&what, &error.to_string()))?;
+        resolver.documents_mut().given.insert(config_digest, config);
+        let resolved = match resolver.one(Digest::of(&manifest), manifest) {
+            Ok(resolved) => resolved,
+            Err(ImageError::Platform { available, .. }) => {
+                resolver.add_others(available);
                 continue;
             }
-            let layers = image.layers.unwrap_or_default();
-            check_count(&what, layers.len(), configuration.diff_ids.len())?;
-            let layers = layers.iter().zip(configuration.diff_ids).map(|(name, diff_id)| FoundLayer {
-                place: Place::Member(normalized(name.as_bytes())),
-                blob: None,
-                diff_id,
-            });
-            let tags = image.repo_tags.unwrap_or_default();
-            let references = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>, _>>()?;
-            let config = configuration.config;
-            let found = FoundImage { digest, references: Vec::new(), config, layers: layers.collect() };
-            self.add(found, references);
-        }
-        Ok(())
+            Err(error) => return Err(error),
+        };
+        let tags = image.repo_tags.unwrap_or_default();
+        let references = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>, _>>()?;
+        add(&mut images, resolved, references, members);
     }
-
-    fn count(&mut self) -> Result<(), ImageError> {
-        self.documents += 1;
-        if self.documents > DOCUMENTS_MAX {
-            return Err(broken("index.json", "it leads to too many documents"));
-        }
-        Ok(())
-    }
-
-    /// The verified bytes of a document.
-    fn document(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
-        self.count()?;
-        let expected = descriptor.digest()?;
-        let bytes = self.files.blob_document(what, &expected)?;
-        let bytes = bytes.ok_or_else(|| ImageError::Missing(what.to_owned()))?;
-        let actual = Digest::of(&bytes);
-        if actual != expected {
-            return Err(ImageError::DocumentDigest { what: what.to_owned(), expected, actual });
-        }
-        if bytes.len() as u64 != descriptor.size {
-            return Err(broken(what, "its size is not what is said of it"));
-        }
-        Ok(bytes)
-    }
-}
-
-fn check_count(what: &str, layers: usize, diff_ids: usize) -> Result<(), ImageError> {
-    if layers == diff_ids {
-        return Ok(());
-    }
-    Err(broken(what, &format!("it tells of {diff_ids} layers, the manifest of {layers}")))
+    Ok(images)
 }
 
 /// The name that an index gives an image: containerd's, which is always full, or the standard one.
@@ -357,16 +331,50 @@ impl Files {
         }
     }
 
-    fn open(&self, place: &Place) -> io::Result<Box<dyn Read + Send>> {
-        match (self, place) {
-            (Self::Folder(folder), Place::Blob(digest)) => {
-                Ok(Box::new(open_plain(&blob_path(folder, digest))?))
-            }
-            (Self::Tar(tar), Place::Blob(digest)) => tar.open_member(&blob_name(digest)),
-            (Self::Tar(tar), Place::Member(name)) => tar.open_member(name),
-            (Self::Folder(_), Place::Member(_)) => Err(io::ErrorKind::NotFound.into()),
+    fn open_blob(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Folder(folder) => Ok(Box::new(open_plain(&blob_path(folder, digest))?)),
+            Self::Tar(tar) => tar.open_member(&blob_name(digest)),
         }
     }
+
+    fn open_member(&self, name: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Folder(_) => Err(io::ErrorKind::NotFound.into()),
+            Self::Tar(tar) => tar.open_member(name),
+        }
+    }
+
+    /// What a manifest says of a member that is a layer; nothing when there is no such member.
+    fn summary(&self, name: &[u8]) -> Result<Option<Summary>, ImageError> {
+        let section = match self {
+            Self::Folder(_) => None,
+            Self::Tar(tar) => tar.find(name),
+        };
+        let Some(mut section) = section else { return Ok(None) };
+        let failed = |error| ImageError::Archive(LayerError::Read(error));
+        let size = section.end - section.at;
+        let (mut hash, mut buffer, mut media_type) = (Sha256::new(), vec![0; 256 << 10], None);
+        loop {
+            let length = match section.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            media_type.get_or_insert_with(|| layer_type(Compression::of(&buffer[..length])));
+            hash.update(&buffer[..length]);
+        }
+        let media_type = media_type.unwrap_or_else(|| layer_type(Compression::None));
+        Ok(Some(Summary { digest: Digest::finish(hash), size, media_type }))
+    }
+}
+
+/// A layer in an older archive.
+struct Summary {
+    digest: Digest,
+    size: u64,
+    media_type: &'static str,
 }
 
 fn blob_path(folder: &Path, digest: &Digest) -> PathBuf {

@@ -81,6 +81,7 @@ pub fn build(
             LayerError::Cancelled(cancelled) => ImageError::Cancelled(cancelled),
             source => ImageError::Layer { number, digest, source },
         })?;
+        watch(Progress::Converted { layer: number, layers: count })?;
     }
     let Build { writer, bytes: content_bytes, skipped, .. } = build;
     if skipped.xattrs > 0 {

@@ -31,6 +31,8 @@ pub struct ImageConfig {
     pub architecture: String,
     /// The system it is made for: `linux`.
     pub os: String,
+    /// The variant of the machine, such as `v7` of `arm`.
+    pub variant: Option<String>,
     /// When it was made, in RFC 3339.
     pub created: Option<String>,
 }

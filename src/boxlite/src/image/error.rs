@@ -4,7 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 use super::digest::{Digest, DigestError};
+use super::platform::PlatformError;
 use super::reference::ReferenceError;
+use crate::policy::PolicyError;
+use crate::registry::{RegistryError, RegistryErrorKind};
 
 /// The caller asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +86,66 @@ pub enum ImageError {
         /// Why.
         source: LayerError,
     },
+    /// A layer did not arrive as it should.
+    #[error("the layer {digest} did not arrive as it should")]
+    Blob {
+        /// Of the blob.
+        digest: Digest,
+        /// Why.
+        source: LayerError,
+    },
+    /// A layer of an image is not in the store any more.
+    #[error("the layer {digest} is not here")]
+    MissingBlob {
+        /// Of the blob.
+        digest: Digest,
+    },
+    /// The disk of an image cannot be believed any more, and cannot be made anew.
+    #[error("the disk of the image {digest} is damaged and cannot be made anew from its layers")]
+    Rebuild {
+        /// Of the image.
+        digest: Digest,
+        /// Why.
+        source: Box<ImageError>,
+    },
+    /// A registry did not give what it was asked for.
+    #[error("cannot pull {reference}")]
+    Registry {
+        /// The full name of what was asked for.
+        reference: String,
+        /// Why.
+        source: Box<RegistryError>,
+    },
+    /// Nothing could be pulled by a name, for a reason that lies in what came.
+    #[error("cannot pull {reference} from {registry}")]
+    Pull {
+        /// The full name of what was asked for.
+        reference: String,
+        /// Where it was asked for.
+        registry: String,
+        /// Why.
+        source: Box<ImageError>,
+    },
+    /// The signature policy refuses the image, or cannot be read.
+    #[error("the signature policy does not let the image run")]
+    Policy(#[source] PolicyError),
+    /// Boxes use the image.
+    #[error("the image {reference} is in use by {}", boxes.join(", "))]
+    InUse {
+        /// What was to be removed.
+        reference: String,
+        /// Names or ids of the boxes.
+        boxes: Vec<String>,
+    },
+    /// A tag was to have a digest.
+    #[error("`{name}` has a digest: it is no name that can be given")]
+    TagWithDigest {
+        /// The name.
+        name: String,
+    },
+    /// A platform makes no sense.
+    #[error("cannot use the platform")]
+    BadPlatform(#[from] PlatformError),
     /// The disk made of the image cannot be written.
     #[error("cannot write the image's disk")]
     Disk(#[source] io::Error),
@@ -125,7 +188,11 @@ pub enum ImageError {
 impl ImageError {
     /// Whether the image that was asked for does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. })
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Registry { source, .. } => source.is_not_found(),
+            _ => false,
+        }
     }
 
     /// What the user can do about it.
@@ -135,8 +202,19 @@ impl ImageError {
                 Some(format!("there are: {}", similar.join(", ")))
             }
             Self::NotFound { .. } => {
-                Some("load it from an archive: `boxlite load -i image.tar`; `boxlite images` lists what is there".into())
+                Some("`boxlite pull` it, or load it from an archive: `boxlite load -i image.tar`".into())
             }
+            Self::Registry { source, .. } => source.hint().or_else(|| match source.kind() {
+                RegistryErrorKind::Unreachable => {
+                    Some("images can also be loaded from an archive: `boxlite load -i image.tar`".into())
+                }
+                _ => None,
+            }),
+            Self::Pull { source, .. } => source.hint(),
+            Self::Policy(source) => source.hint(),
+            Self::InUse { .. } => Some("remove these boxes first".into()),
+            Self::MissingBlob { .. } | Self::Rebuild { .. } => Some("pull or load the image again".into()),
+            Self::Format { .. } => Some("pull or load the image again; `boxlite rmi` removes it".into()),
             Self::Ambiguous { .. } => Some("give more digits".into()),
             Self::Unknown { .. } => {
                 Some("`skopeo copy docker://… oci-archive:image.tar` or `docker save -o image.tar …` make archives".into())

@@ -1,7 +1,10 @@
 //! What an image may cost before it is refused.
 
-/// Limits on what is read from an archive. The defaults let all images pass that people run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::Deserialize;
+
+/// Limits on what is read from an archive or a registry. The defaults let all images pass that people run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
     /// Layers of an image.

@@ -28,10 +28,32 @@ pub(super) fn lock<E>(
     }
 }
 
+/// As [`lock`], but shares the lock with others that share it. The file must stay where it is.
+pub(super) fn shared<E>(
+    path: &Path,
+    mut wait: impl FnMut() -> Result<(), E>,
+) -> Result<io::Result<Flock<File>>, E> {
+    loop {
+        let file = match open(path, true) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(lock) => return Ok(Ok(lock)),
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => wait()?,
+            Err((_, errno)) => return Ok(Err(errno.into())),
+        }
+        std::thread::park_timeout(RETRY);
+    }
+}
+
+fn open(path: &Path, make: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(make).truncate(false).mode(0o600).open(path)
+}
+
 /// As [`lock`], but does not wait: `None` when it is taken, or `path` does not exist and is not to be made.
 pub(super) fn try_lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
-    let open = OpenOptions::new().read(true).write(true).create(make).truncate(false).mode(0o600).open(path);
-    let file = match open {
+    let file = match open(path, make) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !make => return Ok(None),
         Err(error) => return Err(error),

@@ -9,7 +9,13 @@ use serde::Deserialize;
 use super::config::ImageConfig;
 use super::digest::Digest;
 use super::error::ImageError;
+use super::platform::Platform;
+use super::stream::Compression;
 
+/// The media types of documents that are written, by the OCI image specification.
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// The largest document that is read.
 pub(super) const DOCUMENT_MAX: u64 = 4 << 20;
 
@@ -39,34 +45,6 @@ impl Descriptor {
     /// Not an image, but a statement about one.
     pub(super) fn is_attestation(&self) -> bool {
         self.annotation("vnd.docker.reference.type").is_some()
-    }
-}
-
-/// What machines an image is for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Platform {
-    #[serde(default)]
-    pub(super) os: String,
-    #[serde(default)]
-    pub(super) architecture: String,
-}
-
-impl Platform {
-    /// This machine's.
-    pub(super) fn wanted() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into() }
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let shown = |text: &str| super::error::shown(text.as_bytes());
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))
     }
 }
 
@@ -118,7 +96,7 @@ impl Configuration {
             raw.rootfs.ok_or_else(|| broken(what, "it has no rootfs: this is no image that runs"))?;
         let diff_ids = rootfs.diff_ids.unwrap_or_default();
         let platform =
-            Platform { os: raw.os.unwrap_or_default(), architecture: raw.architecture.unwrap_or_default() };
+            Platform::new(raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default(), raw.variant);
         let run = raw.config.unwrap_or_default();
         let keys = |map: Option<BTreeMap<String, serde::de::IgnoredAny>>| {
             map.map(|map| map.into_keys().collect()).unwrap_or_default()
@@ -133,8 +111,9 @@ impl Configuration {
             volumes: keys(run.volumes),
             labels: run.labels.unwrap_or_default(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
-            architecture: platform.architecture.clone(),
-            os: platform.os.clone(),
+            architecture: platform.architecture().to_owned(),
+            os: platform.os().to_owned(),
+            variant: platform.variant().map(str::to_owned),
             created: raw.created.filter(|created| !created.is_empty()),
         };
         let diff_ids = diff_ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
@@ -148,6 +127,8 @@ struct RawConfiguration {
     architecture: Option<String>,
     #[serde(default)]
     os: Option<String>,
+    #[serde(default)]
+    variant: Option<String>,
     #[serde(default)]
     created: Option<String>,
     #[serde(default)]
@@ -202,6 +183,15 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Resu
 
 pub(super) fn broken(what: &str, reason: &str) -> ImageError {
     ImageError::Document { what: what.to_owned(), reason: super::error::shown(reason.as_bytes()) }
+}
+
+/// The media type of a layer that is compressed like this.
+pub(super) fn layer_type(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => "application/vnd.oci.image.layer.v1.tar",
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+    }
 }
 
 /// Whether a blob of this type is a layer that can be applied. Docker's old archives give no types at all.

@@ -1,10 +1,10 @@
 //! OCI images: from archives to one read-only disk per image.
 //!
 //! ```text
-//!   OCI layout folder ┐                ┌ blob ─ inflate ─ diff ids ─ tar ┐
-//!   OCI archive       ├─ archive ──────┤  …one after the other, bottom-up ├─ erofs ── images/<digest>.erofs
-//!   docker save       ┘   (manifest,   └ blob ─ inflate ─ diff ids ─ tar ┘           images/<digest>.json
-//!                          config)                                                   images/refs.json
+//!   registry          ┐                           ┌ blobs/ ─ inflate ─ diff ids ─ tar ┐
+//!   OCI layout folder ├─ documents ─ policy ──────┤  several at once, while they arrive ├─ erofs ── images/<chain>.erofs
+//!   OCI archive       │  (manifest, signatures)   └ blobs/ ─ inflate ─ diff ids ─ tar ┘           images/<manifest>.json
+//!   docker save       ┘                                                                           images/refs.json
 //! ```
 //!
 //! Everything that is read is hostile until its digest was verified, and bounded by [`Limits`] even then. No name that an
@@ -13,36 +13,63 @@
 
 mod apply;
 pub mod archive;
+mod blobs;
 mod build;
 mod config;
 mod digest;
+mod disks;
+mod document;
 mod error;
+mod export;
+mod growth;
+mod install;
 mod limits;
 mod lock;
 mod manifest;
+mod platform;
+mod pull;
+mod record;
 mod reference;
+mod resolve;
 pub mod store;
 mod stream;
 mod tar;
+mod usage;
 
 pub use build::{Built, LayerSource, build};
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
 pub use error::{Cancelled, EntryError, ImageError, LayerError, TarError};
 pub use limits::Limits;
+pub use platform::{Platform, PlatformError};
+pub use pull::PulledImage;
 pub use reference::{Reference, ReferenceError};
-pub use store::{ImageInfo, ImageStore, Removed, StoredImage};
+pub use store::{ImageInfo, ImageStore, Removed, StoredImage, Used};
+pub use usage::{Pruned, Usage};
 
 /// How far the work on an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// Another process is loading the same image.
+    /// Another process is making the same image, or changes the store.
     Waiting,
+    /// A registry is asked what the image consists of.
+    Resolving,
     /// A compressed archive is unpacked into a temporary file.
     Unpacking {
         /// Bytes unpacked so far.
         bytes: u64,
+    },
+    /// A layer is being downloaded, or copied out of an archive.
+    Fetch {
+        /// Its number; the lowest is 1.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
+        /// Bytes that are there, compressed as they came.
+        bytes: u64,
+        /// How many there will be.
+        total: u64,
     },
     /// A layer is being converted.
     Layer {
@@ -52,6 +79,13 @@ pub enum Progress {
         layers: usize,
         /// Bytes read of it, uncompressed.
         bytes: u64,
+    },
+    /// A layer is part of the disk.
+    Converted {
+        /// Its number; the lowest is 1.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
     },
 }
 

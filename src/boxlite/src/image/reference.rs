@@ -3,12 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A full image name with a tag.
+use super::digest::Digest;
+
+/// A full image name, with a tag, a digest, or both.
+///
+/// With both, the digest decides and the tag is what the image is called: `app:1@sha256:…`. A name with neither has the
+/// tag `latest`. The grammar is that of `distribution/reference`, which Docker and registries use.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     registry: String,
     repository: String,
-    tag: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
 }
 
 /// A text names no image.
@@ -24,6 +30,7 @@ const DEFAULT_NAMESPACE: &str = "library/";
 /// The longest name, as registries have it.
 const NAME_MAX: usize = 255;
 const TAG_MAX: usize = 128;
+const DEFAULT_TAG: &str = "latest";
 
 impl Reference {
     /// The registry's host, `docker.io` by default.
@@ -36,19 +43,51 @@ impl Reference {
         &self.repository
     }
 
-    /// The tag, `latest` by default.
-    pub fn tag(&self) -> &str {
-        &self.tag
+    /// The tag. `None`: the name has a digest alone.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest of a manifest or index that the name is bound to.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
     }
 
     /// As people write it: without the default registry.
     pub fn familiar(&self) -> String {
-        if self.registry != DEFAULT_REGISTRY {
-            return self.to_string();
+        let full = self.to_string();
+        match full.strip_prefix("docker.io/") {
+            None => full,
+            Some(rest) => rest.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(rest).to_owned(),
         }
-        let repository = self.repository.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(&self.repository);
-        format!("{repository}:{}", self.tag)
     }
+
+    /// What a registry is asked for: the digest where there is one, else the tag.
+    pub(super) fn version(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => DEFAULT_TAG.to_owned(),
+        }
+    }
+
+    /// The same name at another registry.
+    pub(super) fn at(&self, registry: &str) -> Result<Self, ReferenceError> {
+        let path = self.repository.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(&self.repository);
+        Self { repository: path.to_owned(), registry: registry.to_owned(), ..self.clone() }
+            .to_string()
+            .parse()
+    }
+
+    /// Whether `text` leaves the registry open: it names an image, but no registry.
+    pub(super) fn is_short(text: &str) -> bool {
+        !text.split_once('/').is_some_and(|(first, _)| is_registry(first))
+    }
+}
+
+/// Whether the first part of a name is a registry: as Docker has it, when it has a dot or a port, or is `localhost`.
+fn is_registry(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
 }
 
 impl FromStr for Reference {
@@ -56,15 +95,21 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let fail = |reason| ReferenceError { text: super::error::shown(text.as_bytes()), reason };
-        if text.contains('@') {
-            return Err(fail("a name with a digest is not a tag"));
-        }
-        let (name, tag) = match text.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, tag),
-            _ => (text, "latest"),
+        let (named, digest) = match text.split_once('@') {
+            Some((named, digest)) => {
+                let digest = digest.parse().map_err(|_| {
+                    fail("what follows `@` is not `sha256:` and 64 lower-case hexadecimal digits")
+                })?;
+                (named, Some(digest))
+            }
+            None => (text, None),
+        };
+        let (name, tag) = match named.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (named, digest.is_none().then_some(DEFAULT_TAG)),
         };
         let (registry, path) = match name.split_once('/') {
-            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+            Some((first, rest)) if is_registry(first) => (first, rest),
             _ => (DEFAULT_REGISTRY, name),
         };
         let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
@@ -84,18 +129,25 @@ impl FromStr for Reference {
         if registry.len() + 1 + repository.len() > NAME_MAX {
             return Err(fail("it is too long"));
         }
-        if !is_tag(tag) {
+        if !tag.is_none_or(is_tag) {
             return Err(fail(
                 "tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`",
             ));
         }
-        Ok(Self { registry: registry.to_owned(), repository, tag: tag.to_owned() })
+        Ok(Self { registry: registry.to_owned(), repository, tag: tag.map(str::to_owned), digest })
     }
 }
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -158,6 +210,30 @@ mod tests {
             assert_eq!(full(&reference.familiar()), reference.to_string());
         }
         assert_eq!("docker.io/library/busybox".parse::<Reference>().unwrap().familiar(), "busybox:latest");
+    }
+
+    #[test]
+    fn a_digest_binds_a_name_and_stands_beside_or_in_place_of_its_tag() {
+        let digest = Digest::of(b"x");
+        let bound: Reference = format!("busybox@{digest}").parse().unwrap();
+        assert_eq!((bound.tag(), bound.digest(), bound.version()), (None, Some(&digest), digest.to_string()));
+        assert_eq!(bound.to_string(), format!("docker.io/library/busybox@{digest}"));
+        let both: Reference = format!("host:1/a:b@{digest}").parse().unwrap();
+        assert_eq!((both.tag(), both.version()), (Some("b"), digest.to_string()));
+        assert_eq!(full(&both.to_string()), both.to_string());
+        assert_eq!("a:b".parse::<Reference>().unwrap().version(), "b");
+    }
+
+    #[test]
+    fn a_short_name_can_be_looked_for_at_other_registries() {
+        for (text, short) in
+            [("busybox", true), ("a/b:c", true), ("localhost/a", false), ("quay.io/a", false)]
+        {
+            assert_eq!(Reference::is_short(text), short, "{text}");
+        }
+        let name: Reference = "busybox:1".parse().unwrap();
+        assert_eq!(name.at("quay.io").unwrap().to_string(), "quay.io/busybox:1");
+        assert_eq!(name.at("docker.io").unwrap().to_string(), "docker.io/library/busybox:1");
     }
 
     #[test]

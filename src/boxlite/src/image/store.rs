@@ -3,55 +3,63 @@
 //! ```text
 //! <home>/images/
 //!   lock                   held while any of the others changes
-//!   <digest>.erofs         the disk
-//!   <digest>.json          what is known of it: the image exists once this does
+//!   users                  held, shared, by whoever loads, pulls or saves; whoever removes blobs wants it alone
+//!   <manifest>.json        what is known of an image: it exists once this does
+//!   <chain>.erofs, .json   disks, see `disks`
 //!   refs.json              names
+//! <home>/blobs/            see `blobs`
 //! <home>/tmp/
-//!   image-<digest>.erofs   a disk in the making, locked by who makes it
+//!   image-<chain>.erofs    a disk in the making, locked by who makes it
 //! ```
 //!
-//! A disk is made outside of the lock, so that several processes can load different images at once; of those that load
-//! the same one, the first makes it and the others wait. Then, under the lock, the disk is renamed to its place, and the
-//! document written: both synced. A crash leaves a temporary file, or a disk without a document: the next load removes
-//! both.
+//! A disk is made outside of the lock, so that several processes can make different ones at once; of those that want the
+//! same one, the first makes it and the others wait. Then, under the lock, the disk gets its place and the image its
+//! record. A crash leaves blobs, a temporary file, or a disk that no image has: all are used or replaced by the next who
+//! wants them, and removed by a prune.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::Flock;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::archive::{Archive, FoundImage};
-use super::build::build;
+use super::Watch;
+use super::archive::Archive;
+use super::blobs::{Blobs, allocated, remove};
 use super::config::ImageConfig;
 use super::digest::Digest;
-use super::error::{Cancelled, ImageError};
+use super::disks::{DISK_SUFFIX, Disks};
+use super::document;
+use super::error::ImageError;
+use super::install::ArchiveSupply;
 use super::limits::Limits;
 use super::lock;
+use super::platform::Platform;
+use super::record::{Origin, Record, Refs, Text};
 use super::reference::Reference;
-use super::{Progress, Watch};
+use crate::policy::{self, Policy};
 
-/// Version of the documents; the first thing that is looked at.
-const VERSION: u32 = 1;
 /// The shortest start of a digest that stands for it.
 const PREFIX_MIN: usize = 12;
 /// Changing the store takes milliseconds: who holds its lock longer does not run.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
-const DRAFT_PREFIX: &str = "image-";
-const DISK_SUFFIX: &str = ".erofs";
+pub(super) const DRAFT_PREFIX: &str = "image-";
 const RECORD_SUFFIX: &str = ".json";
 const REFS: &str = "refs.json";
 
 /// The images of one home.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
-    folder: PathBuf,
-    tmp: PathBuf,
-    limits: Limits,
+    pub(super) folder: PathBuf,
+    pub(super) tmp: PathBuf,
+    pub(super) blobs: Blobs,
+    pub(super) disks: Disks,
+    pub(super) limits: Limits,
+    /// Where the signature policy is. `None`: everything is accepted.
+    policy: Option<PathBuf>,
 }
 
 /// What is known of an image.
@@ -60,14 +68,19 @@ pub struct ImageStore {
 pub struct ImageInfo {
     /// Its names, full.
     pub references: Vec<String>,
-    /// The manifest's digest; of older archives of `docker save` the configuration's.
+    /// The manifest's digest.
     pub digest: String,
-    /// What its disk takes on this machine.
+    /// Bytes that its files take on this machine: disk, layers as they came, documents. What it shares with other images
+    /// counts for each of them.
     pub size_bytes: u64,
+    /// Of these, bytes of the disk.
+    pub disk_bytes: u64,
     /// When it was made, in RFC 3339.
     pub created: Option<String>,
     /// The machine it is for, in Go's words.
     pub architecture: String,
+    /// Digests of its layers as they came, lowest first.
+    pub layers: Vec<String>,
 }
 
 /// An image in the store.
@@ -80,12 +93,23 @@ pub struct StoredImage {
     pub digest: String,
     /// How it wants to be run.
     pub config: ImageConfig,
-    /// Its disk: a read-only EROFS file system.
+    /// Its disk: a read-only EROFS file system. [`ImageStore::disk`] tells whether it can be believed.
     pub disk: PathBuf,
 }
 
+impl StoredImage {
+    /// The machine it is for.
+    pub(crate) fn platform(&self) -> Platform {
+        Platform::new(self.config.os.clone(), self.config.architecture.clone(), self.config.variant.clone())
+    }
+
+    pub(crate) fn is_for(&self, wanted: &Platform) -> bool {
+        self.platform().satisfies(wanted)
+    }
+}
+
 /// What a removal did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Removed {
     /// Names that are gone.
@@ -94,40 +118,35 @@ pub struct Removed {
     pub deleted: Option<String>,
 }
 
-/// `<digest>.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    digest: String,
-    /// Content digests, lowest first.
-    layers: Vec<String>,
-    config: ImageConfig,
-}
-
-/// `refs.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Refs {
-    version: u32,
-    refs: BTreeMap<String, String>,
-}
+/// Boxes that use images: by the image's digest, their names or ids.
+pub type Used = BTreeMap<String, Vec<String>>;
 
 impl ImageStore {
-    /// The store in the folder `images`, with temporary files in `tmp`. Both are made if they do not exist, and must be on
-    /// one file system.
+    /// The store in the home folder `home`. Its folders `images`, `blobs` and `tmp` are made if they do not exist, and must
+    /// be on one file system.
     ///
     /// # Errors
     /// When a folder cannot be made.
-    pub fn open(images: PathBuf, tmp: PathBuf) -> Result<Self, ImageError> {
-        for folder in [&images, &tmp] {
+    pub fn open(home: &Path) -> Result<Self, ImageError> {
+        let (folder, tmp) = (home.join("images"), home.join("tmp"));
+        for folder in [&folder, &tmp] {
             fs::create_dir_all(folder).map_err(|error| ImageError::io("make the folder", folder, error))?;
         }
-        Ok(Self { folder: images, tmp, limits: Limits::default() })
+        let (blobs, disks) = (Blobs::open(&home.join("blobs"))?, Disks::new(&folder));
+        Ok(Self { folder, tmp, blobs, disks, limits: Limits::default(), policy: None })
     }
 
-    /// The same with other limits on what is loaded.
+    /// The same with other limits on what is loaded and pulled.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// The same with a signature policy: a file as containers-policy.json(5) describes it, read each time it is asked.
+    #[must_use]
+    pub fn with_policy(mut self, path: Option<PathBuf>) -> Self {
+        self.policy = path;
         self
     }
 
@@ -135,8 +154,8 @@ impl ImageStore {
     /// the store already is only named.
     ///
     /// # Errors
-    /// When the archive is broken, hostile or too large, or the store cannot be written. Images that were complete by then
-    /// stay.
+    /// When the archive is broken, hostile, too large or refused by the signature policy, or the store cannot be written.
+    /// Images that were complete by then stay.
     pub fn load(&self, path: &Path, watch: Watch<'_>) -> Result<Vec<ImageInfo>, ImageError> {
         self.load_as(path, &[], watch)
     }
@@ -152,23 +171,46 @@ impl ImageStore {
         names: &[Reference],
         watch: Watch<'_>,
     ) -> Result<Vec<ImageInfo>, ImageError> {
-        self.sweep()?;
-        let archive = Archive::open(path, &self.tmp, &self.limits, watch)?;
+        let policy = self.policy()?;
+        self.sweep_drafts()?;
+        let archive = Archive::open(path, &Platform::host(), &self.tmp, &self.limits, watch)?;
+        let transport = archive.kind().transport();
+        policy
+            .verdict_without_signatures(&policy::Origin::Archive { transport, path })
+            .map_err(ImageError::Policy)?;
         if !names.is_empty() && archive.images().len() != 1 {
             let reason = format!("it holds {} images, which cannot share a name", archive.images().len());
             return Err(ImageError::Unknown { path: path.to_owned(), reason });
         }
         let mut digests = Vec::new();
-        for image in archive.images() {
-            let names = if names.is_empty() { &image.references } else { names };
-            self.add(&archive, image, names, watch)?;
-            digests.push(image.digest);
+        let before = self.blobs.usage()?.0;
+        let result = self.use_blobs(watch).and_then(|_using| {
+            for image in archive.images() {
+                let names = if names.is_empty() { &image.references } else { names };
+                let origin = Origin {
+                    transport: transport.to_owned(),
+                    name: path.to_string_lossy().into_owned(),
+                    index: image.image.index.map(Text),
+                    signatures: Vec::new(),
+                };
+                origin.check(&policy, image.digest)?;
+                let mut supply = ArchiveSupply { archive: &archive, image };
+                self.install(&image.image, names, origin, &mut supply, watch)?;
+                digests.push(image.digest);
+            }
+            Ok(())
+        });
+        if result.is_err() {
+            // What an archive brought is of no use without the image; unlike a download, it costs nothing to read again.
+            let before = before.into_iter().map(|(digest, _)| digest);
+            self.sweep_blobs(|| Ok(self.wanted_blobs()?.into_iter().chain(before).collect()))?;
         }
+        result?;
         let refs = self.refs()?;
         digests.iter().map(|digest| Ok(self.stored(digest, &refs)?.info)).collect()
     }
 
-    /// All images, in the order of their names.
+    /// All images, in the order of their names. One whose record is damaged is left out, with a warning in the log.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -180,6 +222,9 @@ impl ImageStore {
                 Ok(image) => images.push(image.info),
                 // Removed by somebody else meanwhile.
                 Err(error) if error.is_not_found() => {}
+                Err(error @ ImageError::Format { .. }) => {
+                    tracing::warn!(%digest, error = %error, "an image cannot be read");
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -211,162 +256,190 @@ impl ImageStore {
         Ok(self.get(reference)?.info)
     }
 
-    /// The disk of an image, by its full digest.
+    /// Refuses an image that the signature policy refuses now, whatever it said when the image came.
     ///
     /// # Errors
-    /// When the image is not there.
+    /// When the policy refuses the image, or cannot be read, or there is no such image.
+    pub fn check_policy(&self, digest: &str) -> Result<(), ImageError> {
+        self.record(&digest.parse()?)?.check(&self.policy()?)
+    }
+
+    /// The disk of an image, by its full digest. One that cannot be believed any more is made anew from its layers.
+    ///
+    /// # Errors
+    /// When the image is not there, or its disk would have to be made anew and its layers are gone or damaged.
     pub fn disk(&self, digest: &str) -> Result<PathBuf, ImageError> {
-        let path = self.disk_path(&digest.parse()?);
-        match path.try_exists() {
-            Ok(true) => Ok(path),
-            Ok(false) => Err(self.not_found(digest, &self.refs()?)),
-            Err(error) => Err(ImageError::io("look for", path, error)),
+        let digest = digest.parse()?;
+        let record = self.record(&digest)?;
+        let chain = record.chain();
+        if let Some(path) = self.disks.get(&chain)? {
+            self.settle(chain);
+            return Ok(path);
+        }
+        self.rebuild(&record)?;
+        self.disks.get(&chain)?.ok_or(ImageError::MissingBlob { digest })
+    }
+
+    /// Sees to it that a disk is still believed after a loss of power, in the background: by now the kernel has most
+    /// likely written it, and if this does not come to its end, the next start of a box tries again.
+    fn settle(&self, chain: Digest) {
+        let store = self.clone();
+        let work = move || -> Result<(), ImageError> {
+            if store.disks.is_synced(&chain)? {
+                return Ok(());
+            }
+            store.disks.sync(&chain)?;
+            let _lock = store.lock()?;
+            store.disks.mark_synced(&chain)
+        };
+        if self.disks.is_synced(&chain).unwrap_or(false) {
+            return;
+        }
+        let spawned = std::thread::Builder::new().name("boxlite-settle".into()).spawn(move || {
+            if let Err(error) = work() {
+                tracing::debug!(%error, "a disk is not synced yet");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::debug!(%error, "a disk is not synced yet");
         }
     }
 
-    /// Removes a name, and the image with its last name. By digest, removes the image with all names. What a running box
-    /// has open stays readable to it.
+    /// Gives an image one more name; a name that led elsewhere leads here now.
     ///
     /// # Errors
-    /// When there is no such image, or the store cannot be written.
-    pub fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
+    /// When there is no such image, or the name has a digest.
+    pub fn tag(&self, reference: &str, name: &Reference) -> Result<(), ImageError> {
+        if name.digest().is_some() {
+            return Err(ImageError::TagWithDigest { name: name.to_string() });
+        }
         let _lock = self.lock()?;
-        let mut refs = self.refs()?;
-        let (digest, name) = self.find(reference, &refs)?;
-        let text = digest.to_string();
-        let untagged: Vec<String> = match name {
-            Some(name) => vec![name],
-            None => refs.refs.iter().filter(|(_, of)| **of == text).map(|(name, _)| name.clone()).collect(),
-        };
-        for name in &untagged {
-            refs.refs.remove(name);
-        }
-        self.write(REFS, &refs)?;
-        if refs.refs.values().any(|of| *of == text) {
-            return Ok(Removed { untagged, deleted: None });
-        }
-        for path in [self.record_path(&digest), self.disk_path(&digest)] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(ImageError::io("remove", path, error));
-                }
-                _ => {}
-            }
-        }
-        Ok(Removed { untagged, deleted: Some(text) })
+        let (digest, _) = self.find(reference, &self.refs()?)?;
+        self.name(&digest, std::slice::from_ref(name))
     }
 
-    /// Makes an image's disk unless it is there, and names it.
-    fn add(
-        &self,
-        archive: &Archive,
-        image: &FoundImage,
-        names: &[Reference],
-        watch: Watch<'_>,
-    ) -> Result<(), ImageError> {
-        let draft = self.tmp.join(format!("{DRAFT_PREFIX}{}{DISK_SUFFIX}", image.digest.hex()));
-        loop {
-            {
-                let _lock = self.lock()?;
-                if self.exists(&image.digest)? {
-                    return self.name(&image.digest, names);
-                }
-            }
-            let waited = |watch: Watch<'_>| watch(Progress::Waiting);
-            let found = lock::lock::<Waited>(&draft, || match waited(watch) {
-                Err(cancelled) => Err(Waited::Cancelled(cancelled)),
-                // Whoever made it may be done: then it is in the store, and not here any more.
-                Ok(()) if self.exists(&image.digest).unwrap_or(false) => Err(Waited::Made),
-                Ok(()) => Ok(()),
-            });
-            let file = match found {
-                Ok(file) => file.map_err(|error| ImageError::io("lock", &draft, error))?,
-                Err(Waited::Made) => continue,
-                Err(Waited::Cancelled(cancelled)) => return Err(cancelled.into()),
+    /// Removes a name, and the image with its last name. By digest, removes the image with all names. The files of a
+    /// removed image go with it unless other images have them.
+    ///
+    /// # Errors
+    /// When there is no such image, it is the last name of an image in `used`, or the store cannot be written.
+    pub fn remove(&self, reference: &str, used: &Used) -> Result<Removed, ImageError> {
+        let removed = {
+            let _lock = self.lock()?;
+            let mut refs = self.refs()?;
+            let (digest, name) = self.find(reference, &refs)?;
+            let text = digest.to_string();
+            let names = refs.of(&digest);
+            let untagged = match name {
+                Some(name) => vec![name],
+                None => names.clone(),
             };
-            // It may have been made between our look and our lock.
-            if self.exists(&image.digest)? {
-                self.discard(&draft);
-                continue;
+            let deletes = names.len() == untagged.len();
+            if deletes && let Some(boxes) = used.get(&text) {
+                let reference = super::error::shown(reference.as_bytes());
+                return Err(ImageError::InUse { reference, boxes: boxes.clone() });
             }
-            let made = self.make(archive, image, &file, &draft, names, watch);
-            if made.is_err() {
-                self.discard(&draft);
+            for name in &untagged {
+                refs.refs.remove(name);
             }
-            return made;
+            self.put_refs(&refs)?;
+            if deletes {
+                self.delete(&digest)?;
+            }
+            Removed { untagged, deleted: deletes.then_some(text) }
+        };
+        if removed.deleted.is_some() {
+            self.sweep_blobs(|| self.wanted_blobs())?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes an image's record, and its disk if no other image has it. The store must be locked.
+    pub(super) fn delete(&self, digest: &Digest) -> Result<(), ImageError> {
+        // Of a damaged record the disk is not known: a prune finds it.
+        let chain = self.record(digest).map(|record| record.chain()).ok();
+        remove(&self.record_path(digest))?;
+        match chain {
+            Some(chain) if !self.records()?.iter().any(|record| record.chain() == chain) => {
+                self.disks.remove(&chain)
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Makes the disk in the locked, maybe not empty `file` at `draft`, and publishes it.
-    fn make(
+    /// All blobs that images have.
+    pub(super) fn wanted_blobs(&self) -> Result<BTreeSet<Digest>, ImageError> {
+        Ok(self.records()?.iter().flat_map(|record| record.blobs().collect::<Vec<_>>()).collect())
+    }
+
+    /// Removes blobs that are not wanted, unless somebody is loading, pulling or saving: then they stay for the next
+    /// removal or prune. Tells the bytes that it freed.
+    pub(super) fn sweep_blobs(
         &self,
-        archive: &Archive,
-        image: &FoundImage,
-        file: &Flock<File>,
-        draft: &Path,
-        names: &[Reference],
-        watch: Watch<'_>,
-    ) -> Result<(), ImageError> {
-        let failed = |error| ImageError::io("write", draft, error);
-        file.set_len(0).map_err(failed)?;
-        let output = file.try_clone().map_err(failed)?;
-        let scratch = tempfile::tempfile_in(&self.tmp)
-            .map_err(|error| ImageError::io("make a temporary file in", &self.tmp, error))?;
-        let built = build(archive.layers(image), &image.digest, output, scratch, &self.limits, watch)?;
-        built.file.sync_all().map_err(failed)?;
-        let record = Record {
-            version: VERSION,
-            digest: image.digest.to_string(),
-            layers: image.diff_ids().map(ToString::to_string).collect(),
-            config: image.config.clone(),
-        };
-        let _lock = self.lock()?;
-        let disk = self.disk_path(&image.digest);
-        fs::rename(draft, &disk).map_err(|error| ImageError::io("publish", &disk, error))?;
-        self.write(&format!("{}{RECORD_SUFFIX}", image.digest.hex()), &record)?;
-        self.name(&image.digest, names)
+        wanted: impl FnOnce() -> Result<BTreeSet<Digest>, ImageError>,
+    ) -> Result<Option<u64>, ImageError> {
+        let path = self.folder.join("users");
+        match lock::try_lock(&path, true).map_err(|error| ImageError::io("lock", path, error))? {
+            Some(_alone) => {
+                // Whatever is published from here on had no part in what is removed: its maker would hold the lock.
+                let wanted = wanted()?;
+                self.blobs.sweep(|digest| wanted.contains(digest)).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps everybody from removing blobs, as long as the lock is held.
+    pub(super) fn use_blobs(&self, watch: Watch<'_>) -> Result<Flock<File>, ImageError> {
+        let path = self.folder.join("users");
+        let lock = lock::shared(&path, || watch(super::Progress::Waiting))?;
+        lock.map_err(|error| ImageError::io("lock", path, error))
     }
 
     /// Adds names; those that led elsewhere lead here now. The store must be locked.
-    fn name(&self, digest: &Digest, names: &[Reference]) -> Result<(), ImageError> {
+    pub(super) fn name(&self, digest: &Digest, names: &[Reference]) -> Result<(), ImageError> {
         let mut refs = self.refs()?;
-        let before = refs.refs.clone();
+        let before = refs.clone();
         for name in names {
-            refs.refs.insert(name.to_string(), digest.to_string());
+            refs.refs.insert(name.to_string(), Text(*digest));
         }
-        if refs.refs == before { Ok(()) } else { self.write(REFS, &refs) }
+        if refs == before { Ok(()) } else { self.put_refs(&refs) }
     }
 
-    /// Removes what killed processes left.
-    fn sweep(&self) -> Result<(), ImageError> {
+    /// Writes a record, with all the ways by which the image came before. The store must be locked.
+    pub(super) fn put_record(&self, mut record: Record) -> Result<(), ImageError> {
+        let path = self.record_path(&record.digest.0);
+        if let Ok(Some(known)) = document::read::<Record>(&path) {
+            let latest = std::mem::replace(&mut record.origins, known.origins.clone());
+            latest.into_iter().for_each(|origin| record.came_by(origin));
+            if record == known {
+                return Ok(());
+            }
+        }
+        document::write(&path, &record)
+    }
+
+    /// Removes what killed processes left in `tmp`.
+    pub(super) fn sweep_drafts(&self) -> Result<(), ImageError> {
         for name in names_in(&self.tmp)? {
             let is_draft = name.strip_prefix(DRAFT_PREFIX).is_some_and(|rest| rest.ends_with(DISK_SUFFIX));
             let path = self.tmp.join(&name);
             // A lock that can be had has no owner any more.
             if is_draft && let Ok(Some(_lock)) = lock::try_lock(&path, false) {
-                self.discard(&path);
-            }
-        }
-        let _lock = self.lock()?;
-        for name in names_in(&self.folder)? {
-            let Some(digest) = name.strip_suffix(DISK_SUFFIX).and_then(Digest::from_hex) else { continue };
-            if !self.exists(&digest)? {
-                self.discard(&self.disk_path(&digest));
+                discard(&path);
             }
         }
         Ok(())
     }
 
-    /// Removes a file that means nothing. If that fails, it means nothing still, and the next load tries again.
-    fn discard(&self, path: &Path) {
-        if let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "cannot remove a temporary file");
+    pub(super) fn policy(&self) -> Result<Policy, ImageError> {
+        match &self.policy {
+            None => Ok(Policy::accept_anything()),
+            Some(path) => Policy::read(path).map_err(ImageError::Policy),
         }
     }
 
-    fn find(&self, reference: &str, refs: &Refs) -> Result<(Digest, Option<String>), ImageError> {
+    pub(super) fn find(&self, reference: &str, refs: &Refs) -> Result<(Digest, Option<String>), ImageError> {
         if let Ok(digest) = reference.parse::<Digest>() {
             return if self.exists(&digest)? {
                 Ok((digest, None))
@@ -374,11 +447,16 @@ impl ImageStore {
                 Err(self.not_found(reference, refs))
             };
         }
-        let name = reference.parse::<Reference>().map(|name| name.to_string());
-        if let Ok(name) = &name
-            && let Some(digest) = refs.refs.get(name)
-        {
-            return Ok((digest.parse()?, Some(name.clone())));
+        let name = reference.parse::<Reference>();
+        if let Ok(name) = &name {
+            let text = name.to_string();
+            if let Some(digest) = refs.refs.get(&text) {
+                return Ok((digest.0, Some(text)));
+            }
+            // A digest means the same under every name.
+            if let Some(digest) = name.digest().filter(|digest| self.record_path(digest).exists()) {
+                return Ok((*digest, None));
+            }
         }
         let prefix = reference.strip_prefix("sha256:").unwrap_or(reference);
         let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -410,111 +488,91 @@ impl ImageStore {
     }
 
     fn stored(&self, digest: &Digest, refs: &Refs) -> Result<StoredImage, ImageError> {
-        let text = digest.to_string();
-        let Some(record): Option<Record> = self.read(&self.record_path(digest))? else {
-            return Err(self.not_found(&text, refs));
-        };
-        let disk = self.disk_path(digest);
-        let size_bytes = match fs::metadata(&disk) {
-            Ok(meta) => meta.blocks() * 512,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.not_found(&text, refs)),
-            Err(error) => return Err(ImageError::io("look at", disk, error)),
-        };
+        let record = self.record(digest)?;
+        let disk = self.disks.path(&record.chain());
+        let disk_bytes = allocated(&disk)?;
+        let mut size_bytes = disk_bytes;
+        // A layer that is there twice is one file.
+        for blob in record.blobs().collect::<BTreeSet<_>>() {
+            size_bytes += self.blobs.allocated(&blob)?;
+        }
         let info = ImageInfo {
-            references: refs
-                .refs
-                .iter()
-                .filter(|(_, of)| **of == text)
-                .map(|(name, _)| name.clone())
-                .collect(),
-            digest: text.clone(),
+            references: refs.of(digest),
+            digest: digest.to_string(),
             size_bytes,
+            disk_bytes,
             created: record.config.created.clone(),
             architecture: record.config.architecture.clone(),
+            layers: record.layers.iter().map(|layer| layer.digest.0.to_string()).collect(),
         };
-        Ok(StoredImage { info, digest: text, config: record.config, disk })
+        Ok(StoredImage { info, digest: digest.to_string(), config: record.config, disk })
     }
 
-    /// Whether an image is complete.
-    fn exists(&self, digest: &Digest) -> Result<bool, ImageError> {
-        for path in [self.record_path(digest), self.disk_path(digest)] {
-            match path.try_exists() {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(error) => return Err(ImageError::io("look for", path, error)),
+    /// What is known of an image.
+    pub(super) fn record(&self, digest: &Digest) -> Result<Record, ImageError> {
+        match document::read(&self.record_path(digest))? {
+            Some(record) => Ok(record),
+            None => Err(self.not_found(&digest.to_string(), &self.refs()?)),
+        }
+    }
+
+    /// All records that can be read.
+    pub(super) fn records(&self) -> Result<Vec<Record>, ImageError> {
+        let mut records = Vec::new();
+        for digest in self.digests()? {
+            match document::read(&self.record_path(&digest)) {
+                Ok(record) => records.extend(record),
+                Err(error @ ImageError::Format { .. }) => {
+                    tracing::warn!(%digest, error = %error, "an image cannot be read");
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(records)
     }
 
-    fn digests(&self) -> Result<Vec<Digest>, ImageError> {
+    /// Whether there is an image, sound or not.
+    fn exists(&self, digest: &Digest) -> Result<bool, ImageError> {
+        let path = self.record_path(digest);
+        path.try_exists().map_err(|error| ImageError::io("look for", path, error))
+    }
+
+    pub(super) fn digests(&self) -> Result<Vec<Digest>, ImageError> {
         let names = names_in(&self.folder)?;
         Ok(names.iter().filter_map(|name| Digest::from_hex(name.strip_suffix(RECORD_SUFFIX)?)).collect())
     }
 
-    fn refs(&self) -> Result<Refs, ImageError> {
-        let refs = self.read(&self.folder.join(REFS))?;
-        Ok(refs.unwrap_or(Refs { version: VERSION, refs: BTreeMap::new() }))
+    pub(super) fn refs(&self) -> Result<Refs, ImageError> {
+        Ok(document::read(&self.folder.join(REFS))?.unwrap_or_default())
     }
 
-    fn disk_path(&self, digest: &Digest) -> PathBuf {
-        self.folder.join(format!("{}{DISK_SUFFIX}", digest.hex()))
+    /// The store must be locked.
+    pub(super) fn put_refs(&self, refs: &Refs) -> Result<(), ImageError> {
+        document::write(&self.folder.join(REFS), refs)
     }
 
     fn record_path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(format!("{}{RECORD_SUFFIX}", digest.hex()))
     }
 
-    fn lock(&self) -> Result<Flock<File>, ImageError> {
+    pub(super) fn lock(&self) -> Result<Flock<File>, ImageError> {
         let path = self.folder.join("lock");
         let deadline = Instant::now() + LOCK_DEADLINE;
         let wait = || if Instant::now() < deadline { Ok(()) } else { Err(ImageError::Busy) };
         lock::lock(&path, wait)?.map_err(|error| ImageError::io("lock", path, error))
     }
+}
 
-    /// Reads a document; nothing when there is none.
-    fn read<T: for<'a> Deserialize<'a>>(&self, path: &Path) -> Result<Option<T>, ImageError> {
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(ImageError::io("read", path, error)),
-        };
-        let bad = |reason: String| ImageError::Format { path: path.to_owned(), reason };
-        let Version { version } = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
-        if version != VERSION {
-            return Err(bad(format!("it has version {version}, this program knows version {VERSION}")));
-        }
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| bad(error.to_string()))
-    }
-
-    /// Writes a document: all of it or, after a crash, the old one. The store must be locked.
-    fn write<T: Serialize>(&self, name: &str, document: &T) -> Result<(), ImageError> {
-        let path = self.folder.join(name);
-        let write = || {
-            let bytes = serde_json::to_vec(document)?;
-            // There is one writer, so one name will do; what a killed one left is overwritten.
-            let draft = self.folder.join(format!("{name}.new"));
-            let mut file = File::create(&draft)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().map_err(|error: io::Error| ImageError::io("write", path.clone(), error))
+/// Removes a file that means nothing. If that fails, it means nothing still, and the next load tries again.
+pub(super) fn discard(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "cannot remove a temporary file");
     }
 }
 
-/// Why waiting for a lock ended.
-enum Waited {
-    Made,
-    Cancelled(Cancelled),
-}
-
-fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
+pub(super) fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
     let failed = |error| ImageError::io("read the folder", folder, error);
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {

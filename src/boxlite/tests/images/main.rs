@@ -5,6 +5,7 @@
 #![allow(missing_debug_implementations, reason = "test helpers are not printed")]
 
 mod archives;
+mod content;
 mod hostile;
 mod layers;
 mod layout;
@@ -31,7 +32,7 @@ pub(crate) struct Home {
 impl Home {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(folder.path().join("images"), folder.path().join("tmp")).unwrap();
+        let store = ImageStore::open(folder.path()).unwrap();
         Self { folder, store }
     }
 
@@ -84,7 +85,8 @@ impl Home {
         };
         assert!(left("tmp").is_empty(), "{:?}", left("tmp"));
         let images = left("images");
-        assert!(images.iter().all(|name| name == "lock"), "{images:?}");
+        assert!(images.iter().all(|name| name == "lock" || name == "users"), "{images:?}");
+        assert!(left("blobs/sha256").is_empty() && left("blobs/partial").is_empty());
         error
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Barrier;
 
-use boxlite::image::{ImageError, Progress, Reference};
+use boxlite::image::{ImageError, Progress, Reference, Used};
 
 use crate::layout::{Layout, Packed};
 use crate::tar::Layer;
@@ -100,16 +100,17 @@ fn an_image_goes_with_its_last_name() {
     let other: Reference = "other".parse().unwrap();
     home.store.load_as(&folder, &[other], &mut |_| Ok(())).unwrap();
 
-    let removed = home.store.remove("app").unwrap();
+    let removed = home.store.remove("app", &Used::new()).unwrap();
     assert_eq!((removed.untagged.len(), removed.deleted), (1, None));
-    let removed = home.store.remove("other").unwrap();
+    let removed = home.store.remove("other", &Used::new()).unwrap();
     assert_eq!(removed.deleted, Some(image.digest.clone()));
-    assert!(home.store.remove("other").unwrap_err().is_not_found());
+    assert!(home.store.remove("other", &Used::new()).unwrap_err().is_not_found());
     let left: Vec<_> = fs::read_dir(home.path("images")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(left.iter().all(|name| name == "lock" || name == "refs.json"), "{left:?}");
+    assert!(left.iter().all(|name| name == "lock" || name == "users" || name == "refs.json"), "{left:?}");
+    assert!(fs::read_dir(home.path("blobs/sha256")).unwrap().next().is_none());
 
     home.load(&folder).unwrap();
-    let removed = home.store.remove(&image.digest[..24]).unwrap();
+    let removed = home.store.remove(&image.digest[..24], &Used::new()).unwrap();
     assert_eq!(
         (removed.untagged, removed.deleted),
         (vec!["docker.io/library/app:latest".into()], Some(image.digest))
@@ -127,8 +128,18 @@ fn what_killed_processes_left_is_cleared_away() {
         fs::write(path, "left").unwrap();
     }
     fs::write(home.path("images").join("refs.json.new"), "{").unwrap();
-    home.load(&layout(&home, "l", "app", "x").folder).unwrap();
-    assert!(!draft.exists() && !orphan.exists() && foreign.exists());
+    let folder = layout(&home, "l", "app", "x").folder;
+    let image = home.load(&folder).unwrap().remove(0);
+    assert!(!draft.exists() && foreign.exists());
+    let partial = home.path("blobs/partial").join(&zeros);
+    let unknown = home.path("blobs/sha256").join(&zeros);
+    for path in [&partial, &unknown] {
+        fs::write(path, vec![1; 5000]).unwrap();
+    }
+    let pruned = home.store.prune(false, &Used::new()).unwrap();
+    assert!(pruned.deleted.is_empty() && !pruned.incomplete && pruned.freed_bytes >= 3 * 4096, "{pruned:?}");
+    assert!([&orphan, &partial, &unknown].iter().all(|path| !path.exists()));
+    assert_eq!(home.load(&folder).unwrap(), [image], "what is wanted stays");
 
     // What somebody still works on stays.
     let file = fs::File::create(&draft).unwrap();
@@ -143,11 +154,12 @@ fn a_half_written_disk_of_a_killed_process_is_written_anew() {
     let home = Home::new();
     let folder = layout(&home, "l", "app", "x").folder;
     let image = home.load(&folder).unwrap().remove(0);
-    let good = fs::read(home.store.disk(&image.digest).unwrap()).unwrap();
-    home.store.remove("app").unwrap();
-    let hex = image.digest.strip_prefix("sha256:").unwrap();
-    fs::write(home.path("tmp").join(format!("image-{hex}.erofs")), vec![7; 1 << 20]).unwrap();
-    fs::write(home.path("images").join(format!("{hex}.erofs")), vec![7; 1 << 20]).unwrap();
+    let path = home.store.disk(&image.digest).unwrap();
+    let (disk, good) = (path.file_name().unwrap(), fs::read(&path).unwrap());
+    home.store.remove("app", &Used::new()).unwrap();
+    for folder in ["tmp/image-", "images/"] {
+        fs::write(home.path(&format!("{folder}{}", disk.to_str().unwrap())), vec![7; 1 << 20]).unwrap();
+    }
     home.load(&folder).unwrap();
     assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
 }
@@ -170,7 +182,7 @@ fn many_load_and_remove_the_same_image_at_once() {
                             Err(error) => assert!(error.is_not_found(), "{}", chain(&error)),
                         }
                     } else {
-                        match home.store.remove("app") {
+                        match home.store.remove("app", &Used::new()) {
                             Ok(_) => {}
                             Err(error) => assert!(error.is_not_found(), "{}", chain(&error)),
                         }
@@ -188,10 +200,11 @@ fn many_load_and_remove_the_same_image_at_once() {
 fn who_waits_for_another_process_can_stop_waiting() {
     let home = Home::new();
     let folder = layout(&home, "l", "app", "x").folder;
-    let image = home.load(&folder).unwrap().remove(0);
-    home.store.remove("app").unwrap();
-    let hex = image.digest.strip_prefix("sha256:").unwrap();
-    let draft = fs::File::create(home.path("tmp").join(format!("image-{hex}.erofs"))).unwrap();
+    home.load(&folder).unwrap();
+    let disk = home.store.get("app").unwrap().disk;
+    home.store.remove("app", &Used::new()).unwrap();
+    let draft = format!("tmp/image-{}", disk.file_name().unwrap().to_str().unwrap());
+    let draft = fs::File::create(home.path(&draft)).unwrap();
     let _lock = nix::fcntl::Flock::lock(draft, nix::fcntl::FlockArg::LockExclusive).unwrap();
     let mut waited = 0;
     let stopped = home.store.load(&folder, &mut |step| {
@@ -208,7 +221,7 @@ fn documents_of_another_version_are_not_guessed_at() {
     home.load(&layout(&home, "l", "app", "x").folder).unwrap();
     let refs = home.path("images").join("refs.json");
     for (text, words) in
-        [(r#"{"version":2,"refs":"new"}"#, "version 2"), ("{", "not understood"), ("", "not understood")]
+        [(r#"{"version":3,"refs":"new"}"#, "version 3"), ("{", "not understood"), ("", "not understood")]
     {
         fs::write(&refs, text).unwrap();
         let error = chain(&home.store.list().unwrap_err());

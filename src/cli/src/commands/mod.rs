@@ -1,13 +1,21 @@
 //! One file a command.
 
+pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod images;
+pub(crate) mod inspect;
 pub(crate) mod load;
+pub(crate) mod login;
+pub(crate) mod prune;
 pub(crate) mod ps;
+pub(crate) mod pull;
 pub(crate) mod rm;
+pub(crate) mod rmi;
 pub(crate) mod run;
+pub(crate) mod save;
 pub(crate) mod stop;
+pub(crate) mod tag;
 pub(crate) mod version;
 
 use boxlite::{BoxliteRuntime, LiteBox};

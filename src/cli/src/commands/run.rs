@@ -3,18 +3,22 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use boxlite::{BoxOptions, BoxliteRuntime, ImageHandle, LiteBox, RootfsSpec};
+use boxlite::{BoxOptions, BoxliteRuntime, ImageHandle, LiteBox, PullPolicy, RootfsSpec};
 
-use crate::args::{RunArgs, environment};
+use crate::args::{PullWhen, RunArgs, environment};
 use crate::exit::{self, Failure};
+use crate::progress::Layers;
 use crate::streams::{self, Whole};
 
 /// How long the monitor may take to find out why a stream broke.
 const CAUSE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitCode, Failure> {
-    let (name, interactive) = (args.name.clone(), args.interactive);
-    let created = runtime.create(options(args)?, name).await?;
+    let (name, interactive) = (args.name.clone(), args.process.interactive);
+    let layers = Layers::new(&args.image, args.quiet);
+    let created = runtime.create_with(options(args)?, name, layers.teller()).await;
+    layers.end();
+    let created = created?;
     let outcome = attached(&created, interactive).await;
     // The prompt comes back when nothing of the box is left running, also after a failure.
     if let Err(error) = created.wait_gone().await {
@@ -45,17 +49,23 @@ fn options(args: RunArgs) -> Result<BoxOptions, Failure> {
     if ImageHandle::is_path(&args.image) {
         options.rootfs = RootfsSpec::RootfsPath(args.image);
     }
+    options.pull = match args.pull {
+        PullWhen::Missing => PullPolicy::Missing,
+        PullWhen::Always => PullPolicy::Always,
+        PullWhen::Never => PullPolicy::Never,
+    };
+    options.platform = args.platform;
     options.cpus = args.cpus;
     options.memory_mib = args.memory.map(|size| size.0);
     options.disk_size_gb = args.disk_size.map(|size| size.0);
-    options.working_dir = args.workdir;
-    options.env = environment(&args.env).map_err(Failure::Told)?;
-    options.user = args.user;
+    options.working_dir = args.process.workdir;
+    options.env = environment(&args.process.env).map_err(Failure::Told)?;
+    options.user = args.process.user;
     options.entrypoint =
         args.entrypoint.map(|program| if program.is_empty() { Vec::new() } else { vec![program] });
     options.cmd = (!args.command.is_empty()).then_some(args.command);
     options.hostname = args.hostname;
-    options.open_stdin = args.interactive;
+    options.open_stdin = args.process.interactive;
     options.cap_add = args.cap_add;
     options.cap_drop = args.cap_drop;
     options.auto_remove = args.rm;
