@@ -180,15 +180,15 @@ impl Blobs {
             }
         }
         for (path, _) in self.files(&self.partial)? {
-            let size = allocated(&path)?;
-            // A lock that can be had has no owner.
-            let lock = lock::try_lock(&path, false).map_err(|error| ImageError::io("lock", &path, error))?;
-            if lock.is_some() {
-                freed += size;
-                remove(&path)?;
-            }
+            freed += discard_partial(&path)?;
         }
         Ok(freed)
+    }
+
+    /// Removes a blob, and what is left of a download of it that nobody is at. Nobody may be loading or pulling.
+    pub(super) fn forget(&self, digest: &Digest) -> Result<(), ImageError> {
+        self.remove(digest)?;
+        discard_partial(&self.partial.join(digest.hex())).map(drop)
     }
 
     /// What a complete blob takes on the disk; 0 when it is not there.
@@ -238,6 +238,16 @@ pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", path, error)),
         _ => Ok(()),
+    }
+}
+
+/// Removes what is left of a download, unless somebody is at it; tells how much that freed.
+fn discard_partial(path: &Path) -> Result<u64, ImageError> {
+    let size = allocated(path)?;
+    // A lock that can be had has no owner.
+    match lock::try_lock(path, false).map_err(|error| ImageError::io("lock", path, error))? {
+        Some(_lock) => remove(path).map(|()| size),
+        None => Ok(0),
     }
 }
 

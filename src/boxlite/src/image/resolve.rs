@@ -52,6 +52,12 @@ impl Resolved {
     pub(super) fn chain(&self) -> Digest {
         chain(self.layers.iter().map(|layer| &layer.diff_id))
     }
+
+    /// All blobs that belong to it.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let documents = [self.digest, self.config_digest];
+        documents.into_iter().chain(self.layers.iter().map(|layer| layer.blob))
+    }
 }
 
 /// The ChainID of layers, lowest first; of none, the digest of nothing.

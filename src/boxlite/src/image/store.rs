@@ -172,11 +172,14 @@ impl ImageStore {
         watch: Watch<'_>,
     ) -> Result<Vec<ImageInfo>, ImageError> {
         let policy = self.policy()?;
+        // As a policy names it. What has no path any more, like the file behind a pipe, has the one that it is opened by.
+        let place = fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+        let place = place.map_err(|error| ImageError::io("open", path, error))?;
         self.sweep_drafts()?;
         let archive = Archive::open(path, &Platform::host(), &self.tmp, &self.limits, watch)?;
         let transport = archive.kind().transport();
         policy
-            .verdict_without_signatures(&policy::Origin::Archive { transport, path })
+            .verdict_without_signatures(&policy::Origin::Archive { transport, path: &place })
             .map_err(ImageError::Policy)?;
         if !names.is_empty() && archive.images().len() != 1 {
             let reason = format!("it holds {} images, which cannot share a name", archive.images().len());
@@ -189,7 +192,7 @@ impl ImageStore {
                 let names = if names.is_empty() { &image.references } else { names };
                 let origin = Origin {
                     transport: transport.to_owned(),
-                    name: path.to_string_lossy().into_owned(),
+                    name: place.to_string_lossy().into_owned(),
                     index: image.image.index.map(Text),
                     signatures: Vec::new(),
                 };
@@ -202,8 +205,9 @@ impl ImageStore {
         });
         if result.is_err() {
             // What an archive brought is of no use without the image; unlike a download, it costs nothing to read again.
-            let before = before.into_iter().map(|(digest, _)| digest);
-            self.sweep_blobs(|| Ok(self.wanted_blobs()?.into_iter().chain(before).collect()))?;
+            let before: BTreeSet<Digest> = before.into_iter().map(|(digest, _)| digest).collect();
+            let brought = archive.images().iter().flat_map(|image| image.image.blobs());
+            self.forget_blobs(brought.filter(|digest| !before.contains(digest)))?;
         }
         result?;
         let refs = self.refs()?;
@@ -324,6 +328,7 @@ impl ImageStore {
     /// # Errors
     /// When there is no such image, it is the last name of an image in `used`, or the store cannot be written.
     pub fn remove(&self, reference: &str, used: &Used) -> Result<Removed, ImageError> {
+        let mut blobs: Vec<Digest> = Vec::new();
         let removed = {
             let _lock = self.lock()?;
             let mut refs = self.refs()?;
@@ -344,12 +349,14 @@ impl ImageStore {
             }
             self.put_refs(&refs)?;
             if deletes {
+                // Of a damaged record it is not known: a prune finds what it leaves.
+                blobs.extend(self.record(&digest).iter().flat_map(Record::blobs));
                 self.delete(&digest)?;
             }
             Removed { untagged, deleted: deletes.then_some(text) }
         };
         if removed.deleted.is_some() {
-            self.sweep_blobs(|| self.wanted_blobs())?;
+            self.forget_blobs(blobs.into_iter())?;
         }
         Ok(removed)
     }
@@ -372,21 +379,27 @@ impl ImageStore {
         Ok(self.records()?.iter().flat_map(|record| record.blobs().collect::<Vec<_>>()).collect())
     }
 
-    /// Removes blobs that are not wanted, unless somebody is loading, pulling or saving: then they stay for the next
-    /// removal or prune. Tells the bytes that it freed.
-    pub(super) fn sweep_blobs(
-        &self,
-        wanted: impl FnOnce() -> Result<BTreeSet<Digest>, ImageError>,
-    ) -> Result<Option<u64>, ImageError> {
+    /// Removes those of some blobs that no image has. Does nothing while somebody is loading, pulling or saving: then
+    /// they stay for the next prune.
+    fn forget_blobs(&self, blobs: impl Iterator<Item = Digest>) -> Result<(), ImageError> {
+        let Some(_alone) = self.alone()? else { return Ok(()) };
+        let wanted = self.wanted_blobs()?;
+        blobs.filter(|digest| !wanted.contains(digest)).try_for_each(|digest| self.blobs.forget(&digest))
+    }
+
+    /// Removes all blobs that no image has, and tells the bytes that it freed; nothing while somebody is loading, pulling
+    /// or saving.
+    pub(super) fn sweep_blobs(&self) -> Result<Option<u64>, ImageError> {
+        let Some(_alone) = self.alone()? else { return Ok(None) };
+        let wanted = self.wanted_blobs()?;
+        self.blobs.sweep(|digest| wanted.contains(digest)).map(Some)
+    }
+
+    /// Keeps everybody from loading, pulling and saving, if nobody does. What is published from then on had no part in
+    /// what no image has then: its maker would hold the lock.
+    fn alone(&self) -> Result<Option<Flock<File>>, ImageError> {
         let path = self.folder.join("users");
-        match lock::try_lock(&path, true).map_err(|error| ImageError::io("lock", path, error))? {
-            Some(_alone) => {
-                // Whatever is published from here on had no part in what is removed: its maker would hold the lock.
-                let wanted = wanted()?;
-                self.blobs.sweep(|digest| wanted.contains(digest)).map(Some)
-            }
-            None => Ok(None),
-        }
+        lock::try_lock(&path, true).map_err(|error| ImageError::io("lock", path, error))
     }
 
     /// Keeps everybody from removing blobs, as long as the lock is held.

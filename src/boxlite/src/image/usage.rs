@@ -126,7 +126,7 @@ impl ImageStore {
                 discard(&self.folder.join(name));
             }
         }
-        match self.sweep_blobs(|| self.wanted_blobs())? {
+        match self.sweep_blobs()? {
             Some(freed) => pruned.freed_bytes += freed,
             None => pruned.incomplete = true,
         }

@@ -217,3 +217,19 @@ fn a_disk_that_is_gone_or_touched_is_made_anew_and_without_layers_the_error_says
     home.load(&folder).unwrap();
     assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
 }
+
+#[test]
+fn removing_an_image_leaves_what_a_cut_download_of_another_one_has_brought() {
+    let home = Home::new();
+    load(&home, "l", "app", &[(layer("a"), Packed::Gzip)]);
+    let cut =
+        [home.path("blobs/partial").join("0".repeat(64)), home.path("blobs/sha256").join("1".repeat(64))];
+    for path in &cut {
+        fs::write(path, "brought").unwrap();
+    }
+    home.store.remove("app", &Used::new()).unwrap();
+    let (left, _) = files(&home.path("blobs"));
+    assert_eq!(left, cut);
+    home.store.prune(false, &Used::new()).unwrap();
+    assert_eq!(files(&home.path("blobs")).0, [""; 0].map(PathBuf::from));
+}
