@@ -151,7 +151,13 @@ impl fmt::Display for Reference {
     }
 }
 
+/// A name, or an IPv6 address in brackets, with or without a port.
 fn is_host(text: &str) -> bool {
+    let numeric = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let port = port.strip_prefix(':').map_or(port.is_empty(), numeric);
+        return port && address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let label = |label: &str| {
         !label.is_empty()
@@ -159,8 +165,7 @@ fn is_host(text: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    host.split('.').all(label)
-        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+    host.split('.').all(label) && port.is_none_or(numeric)
 }
 
 /// Lower-case letters and digits, with single separators (`.`, `_`, `__`, any number of `-`) between them.
@@ -200,6 +205,8 @@ mod tests {
         assert_eq!(full("localhost/thing"), "localhost/thing:latest");
         assert_eq!(full("localhost:5000/a/b__c:v1"), "localhost:5000/a/b__c:v1");
         assert_eq!(full("ghcr.io/a/b"), "ghcr.io/a/b:latest");
+        assert_eq!(full("[::1]:5000/a/b"), "[::1]:5000/a/b:latest");
+        assert_eq!(full("[::1]/a:c"), "[::1]/a:c");
     }
 
     #[test]
@@ -258,6 +265,10 @@ mod tests {
             "ho_st.x/a",
             "host:/a",
             "host:x/a",
+            "[::1/a",
+            "[::g]/a",
+            "[::1]x/a",
+            "[::1]:/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }

@@ -1,9 +1,9 @@
 //! A blob as one run of bytes, over as many connections as it takes.
 //!
 //! A lost connection is made anew from where it was lost, first with a range; where ranges do not work, from the
-//! beginning, and what is known already is read past. Every connection but the first is a try, and tries are counted anew
-//! only behind [`Timeouts::progress`](super::retry::Timeouts::progress) bytes: whatever the other side does, there are at
-//! most `tries` connections for each such step, and each brings a minimum of bytes in its time or is given up.
+//! beginning, and what is known already is read past. Every connection is a try, and tries are counted anew only behind
+//! [`Timeouts::progress`](super::retry::Timeouts::progress) bytes: whatever the other side does, there are at most `tries`
+//! connections for each such step, and each brings a minimum of bytes in its time or is given up.
 
 use std::sync::Arc;
 
@@ -142,7 +142,8 @@ impl BlobStream {
         let timeouts = *self.session.transport().timeouts();
         let most = self.session.most_tries();
         if let Some(delay) = self.tries.failed(&timeouts, most, self.position, &failure, random()) {
-            tracing::debug!(registry = %self.at(), position = self.position, error = %failure, ?delay, "a blob goes on");
+            let (registry, position) = (self.session.host(), self.position);
+            tracing::debug!(%registry, position, error = %failure, ?delay, "a blob goes on");
             tokio::time::sleep(delay).await;
             return Ok(());
         }

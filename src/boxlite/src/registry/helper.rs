@@ -1,7 +1,7 @@
 //! Helpers of credentials: programs `docker-credential-<name>` that keep logins for `docker login`.
 //!
-//! One is called with the argument `get`, reads the registry's key from its standard input, and writes a JSON document or
-//! says that it knows nothing.
+//! One is called with the argument `get`, reads the registry's key from its standard input, and writes a JSON document
+//! or says that it knows nothing.
 
 use std::path::Path;
 use std::process::Stdio;

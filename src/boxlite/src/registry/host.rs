@@ -55,10 +55,6 @@ impl Host {
         self.name == DOCKER_HUB && self.port.is_none()
     }
 
-    pub(super) fn has_port(&self) -> bool {
-        self.port.is_some()
-    }
-
     /// Whether it is this machine, by its name alone.
     pub(super) fn is_loopback(&self) -> bool {
         is_loopback(&self.name)

@@ -29,7 +29,7 @@ mod wire;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{HeaderName, HeaderValue};
 
 pub(crate) use blob::BlobStream;
 pub(crate) use credentials::Credentials;
@@ -54,8 +54,6 @@ pub(crate) const DOCUMENT_MAX: u64 = 4 << 20;
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                       application/vnd.docker.distribution.manifest.list.v2+json, \
                       application/vnd.docker.distribution.manifest.v2+json";
-/// The longest name of a kind of content that is taken, in bytes: two names of 127 and a slash (RFC 6838).
-const MEDIA_TYPE_MAX: usize = 255;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// All registries: settings, stored logins, and HTTP clients that are made when they are needed. Clones share them.
@@ -77,8 +75,6 @@ impl std::fmt::Debug for Registries {
 pub(crate) struct Manifest {
     /// At most [`DOCUMENT_MAX`] bytes.
     pub(crate) bytes: Vec<u8>,
-    /// What the registry calls it; what the document says itself goes before that.
-    pub(crate) media_type: Option<String>,
     /// Of the bytes.
     pub(crate) digest: Digest,
 }
@@ -319,8 +315,6 @@ async fn manifest(session: &Session, path: &str, wanted: Option<Digest>) -> Resu
         return Err(wire::failure(&host.to_string(), response).await);
     }
     let text = |name| response.header(name).and_then(|value| value.to_str().ok());
-    let media_type =
-        text(&CONTENT_TYPE).and_then(|text| text.split(';').next()).map(|text| text.trim().to_owned());
     // Of a tag, only the registry can say which digest it has; of other algorithms nothing is known.
     let said = text(&CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
     let bytes = response.document(DOCUMENT_MAX).await?;
@@ -329,7 +323,7 @@ async fn manifest(session: &Session, path: &str, wanted: Option<Digest>) -> Resu
         Some(wanted) if wanted != digest => {
             Err(Failure::protocol(format!("{host} sends {digest} instead of {wanted}")))
         }
-        _ => Ok(Manifest { bytes, media_type, digest }),
+        _ => Ok(Manifest { bytes, digest }),
     }
 }
 

@@ -28,8 +28,8 @@ pub struct ImageRegistry {
     /// Whether image names without a registry are looked for here; default no.
     #[serde(default)]
     pub search: bool,
-    /// Hosts that are asked first, in this order; default none. One that fails is passed over. They are reached as their
-    /// own settings say.
+    /// Hosts that are asked first, in this order; default none. One that fails is passed over. They are reached as
+    /// their own settings say.
     #[serde(default)]
     pub mirrors: Vec<String>,
     /// A PEM file with certificates of authorities that are trusted for this registry, besides the system's; default

@@ -121,6 +121,17 @@ async fn a_server_without_ranges_is_read_from_the_beginning() {
 }
 
 #[tokio::test]
+async fn after_a_wrong_range_the_blob_is_read_from_the_beginning() {
+    let server = Server::start(|_, asked| match from(asked) {
+        Some(_) => reply(206, &["Content-Range: bytes 0-999/1000"], blob()),
+        None => part(asked, SIZE),
+    })
+    .await;
+    assert_eq!(read(&repository(&server), 500).await.unwrap(), blob()[500..]);
+    assert_eq!(server.asked().iter().map(from).collect::<Vec<_>>(), [Some(500), None]);
+}
+
+#[tokio::test]
 async fn a_range_that_is_not_the_one_wanted_is_not_believed() {
     for header in [
         "Content-Range: bytes 0-999/1000",

@@ -22,7 +22,6 @@ async fn a_manifest_comes_with_its_kind_and_digest() {
     let manifest = repository(&server).manifest("v1.0").await.unwrap();
     assert_eq!(manifest.bytes, BODY);
     assert_eq!(manifest.digest, Digest::of(BODY));
-    assert_eq!(manifest.media_type.as_deref(), Some("application/x"));
     let asked = server.asked().remove(0);
     assert_eq!(asked.what(), "GET /v2/a/b/manifests/v1.0");
     assert_eq!(asked.header("accept-encoding"), Some("identity"));
@@ -143,12 +142,13 @@ async fn a_server_that_says_nothing_is_given_up() {
 #[tokio::test]
 async fn a_trickle_is_given_up_however_long_it_goes_on() {
     let server = Server::start(|_, _| Reply::Trickle(bytes(200, &["Content-Length: 1000000"], ""))).await;
-    for (stall, document) in [(200, 60_000), (60_000, 200)] {
+    for (stall, document, words) in [(200, 60_000, "too slowly"), (60_000, 200, "too long")] {
         let (stall, document) = (Duration::from_millis(stall), Duration::from_millis(document));
         let timeouts = Timeouts { tries: 1, stall, document, ..timeouts() };
         let registries = with(vec![plain(&server.host())], Credentials::default(), timeouts);
         let error = registries.repository(&server.host(), "a").unwrap().manifest("x").await.unwrap_err();
         assert_eq!(error.kind(), RegistryErrorKind::Timeout, "{}", report(&error));
+        assert!(report(&error).contains(words), "{}", report(&error));
     }
 }
 
@@ -307,6 +307,26 @@ async fn a_proxy_is_asked_for_hosts_that_are_elsewhere() {
     assert_eq!(asked[0].what(), "GET http://registry.invalid/v2/a/manifests/x");
     assert_eq!(asked[0].header("proxy-authorization"), Some("Basic dTpw"));
     assert_eq!(direct.log(), ["GET /v2/a/manifests/x"]);
+}
+
+#[tokio::test]
+async fn a_proxy_for_https_is_asked_for_a_tunnel() {
+    let proxy = Server::start(|_, _| reply(502, &[], "")).await;
+    let settings =
+        crate::registry::ImageRegistryProxy { https_proxy: Some(proxy.host()), ..Default::default() };
+    let proxies = Proxies::new(Some(&settings), |_| None).unwrap();
+    let registries = Registries::with(Vec::new(), proxies, Credentials::default(), timeouts()).unwrap();
+    let error = registries.repository("registry.invalid", "a").unwrap().manifest("x").await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Unreachable, "{}", report(&error));
+    assert_eq!(proxy.log(), ["CONNECT registry.invalid:443"; 5]);
+}
+
+#[test]
+fn registries_are_searched_in_the_order_of_the_settings() {
+    let registry = |host: &str, search| ImageRegistry { search, ..ImageRegistry::new(host) };
+    let all = vec![registry("z.example", true), registry("m.example", false), registry("A.example", true)];
+    assert_eq!(registries(all).search(), ["z.example", "a.example"]);
+    assert!(registries(Vec::new()).search().is_empty());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use super::*;
@@ -168,23 +168,37 @@ async fn a_helper_that_fails_is_told() {
 }
 
 #[tokio::test]
-async fn a_helper_that_hangs_is_killed_with_its_children() {
+async fn a_helper_that_hangs_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = helper(folder.path(), "exec sleep 1000");
+    let failure = credentials.find(&Host::parse("h").unwrap(), Duration::from_millis(50)).await.unwrap_err();
+    assert!(report(&failure).contains("does not end"), "{}", report(&failure));
+}
+
+#[tokio::test]
+async fn a_helper_that_nobody_waits_for_is_killed_with_its_children() {
     let folder = tempfile::tempdir().unwrap();
     let pids = folder.path().join("pids");
-    // The shell and its child hold a pipe that ends when both are gone.
     let script = format!("sleep 1000 & echo $$ $! > {0}.new; mv {0}.new {0}; wait", pids.display());
     let credentials = helper(folder.path(), &script);
-    let failure = credentials.find(&Host::parse("h").unwrap(), Duration::from_secs(1)).await.unwrap_err();
-    assert!(report(&failure).contains("does not end"), "{}", report(&failure));
-    let alive = |pid: &str| {
-        let mut kill = Command::new("kill");
-        kill.args(["-0", pid]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
-            && !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default().contains(") Z ")
-    };
-    let pids = std::fs::read_to_string(pids).expect("the helper had a second to start");
+    let task = tokio::spawn(async move { credentials.find(&Host::parse("h").unwrap(), 10 * LONG).await });
     let deadline = std::time::Instant::now() + LONG;
+    while !pids.exists() {
+        assert!(std::time::Instant::now() < deadline, "the helper does not start");
+        tokio::task::yield_now().await;
+    }
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    let alive = |pid: &str| match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_) => false,
+    };
+    let pids = std::fs::read_to_string(pids).unwrap();
+    assert_eq!(pids.split_whitespace().count(), 2);
     while pids.split_whitespace().any(alive) {
         assert!(std::time::Instant::now() < deadline, "{pids} live on");
         tokio::task::yield_now().await;
     }
+    let shell = pids.split_whitespace().next().unwrap();
+    assert!(!Path::new("/proc").join(shell).exists(), "the helper itself has been reaped");
 }
