@@ -55,7 +55,7 @@ pub use images::{ImageDetails, ImageHandle, PullOptions, PullPolicy};
 pub use info::{BoxInfo, BoxStatus};
 pub use litebox::{LiteBox, StartStep};
 pub use options::{BoxOptions, BoxliteOptions, Engine, RootfsSpec, env_vars, limits};
-pub use policy::PolicyError;
+pub use policy::{Malformed, PolicyError, Refusal};
 pub use registry::{
     ImageRegistry, ImageRegistryProxy, RegistryAuth, RegistryError, RegistryErrorKind, RegistryTransport,
 };

@@ -223,7 +223,7 @@ impl ImageStore {
         let (to_caller, messages) = sync_channel(MESSAGES);
         let stop = Arc::new(Stop::default());
         let told = Told { stop: stop.clone(), to_caller, layers: image.layers.len(), numbers };
-        let (supplied, built) = thread::scope(|scope| {
+        let (told_to, supplied, built) = thread::scope(|scope| {
             let building = draft.as_ref().map(|draft| {
                 let (told, stop) = (told.to_caller.clone(), stop.clone());
                 scope.spawn(move || {
@@ -240,9 +240,11 @@ impl ImageStore {
                 let _guard = Guard(growths);
                 supply.supply(growths, blobs, &told)
             });
-            pump(&messages, &stop, watch);
-            (join(supplying), building.map(join))
+            let told_to = pump(&messages, &stop, watch);
+            (told_to, join(supplying), building.map(join))
         });
+        // Whatever the others say then, they say because they were stopped.
+        told_to?;
         stop_first(supplied, built.transpose().map(drop))?;
         Ok(draft.map_or(Made::There, Made::New))
     }
@@ -349,16 +351,20 @@ enum Made {
 
 /// Hands progress on to the caller until all who tell it have ended. The caller is asked at least every [`LOOK`]; once it
 /// wants to stop, it is told nothing more.
-fn pump(messages: &Receiver<Progress>, stop: &Stop, watch: Watch<'_>) {
+fn pump(messages: &Receiver<Progress>, stop: &Stop, watch: Watch<'_>) -> Result<(), Cancelled> {
     let mut last = Progress::Waiting;
+    let mut answer = Ok(());
     loop {
         match messages.recv_timeout(LOOK) {
             Ok(step) => last = step,
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => return answer,
         }
-        if stop.check().is_ok() && watch(last).is_err() {
-            stop.now();
+        if stop.check().is_ok() {
+            answer = watch(last);
+            if answer.is_err() {
+                stop.now();
+            }
         }
     }
 }
@@ -371,7 +377,7 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 fn stop_first(supplied: Result<(), ImageError>, built: Result<(), ImageError>) -> Result<(), ImageError> {
     match (supplied, built) {
         (Ok(()), built) => built,
-        // It was stopped because the disk cannot be made, or by the caller.
+        // It was stopped because the disk cannot be made.
         (Err(ImageError::Cancelled(cancelled)), built) => Err(built.err().unwrap_or(cancelled.into())),
         // The disk cannot be made for want of a layer.
         (Err(error), _) => Err(error),

@@ -134,7 +134,8 @@ impl FromStr for Reference {
                 "tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`",
             ));
         }
-        Ok(Self { registry: registry.to_owned(), repository, tag: tag.map(str::to_owned), digest })
+        // Host names have no case; policies and logins compare them letter by letter.
+        Ok(Self { registry: registry.to_ascii_lowercase(), repository, tag: tag.map(str::to_owned), digest })
     }
 }
 
@@ -207,6 +208,7 @@ mod tests {
         assert_eq!(full("ghcr.io/a/b"), "ghcr.io/a/b:latest");
         assert_eq!(full("[::1]:5000/a/b"), "[::1]:5000/a/b:latest");
         assert_eq!(full("[::1]/a:c"), "[::1]/a:c");
+        assert_eq!(full("Quay.IO/a"), "quay.io/a:latest");
     }
 
     #[test]

@@ -172,9 +172,8 @@ impl ImageStore {
         watch: Watch<'_>,
     ) -> Result<Vec<ImageInfo>, ImageError> {
         let policy = self.policy()?;
-        // As a policy names it. What has no path any more, like the file behind a pipe, has the one that it is opened by.
-        let place = fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-        let place = place.map_err(|error| ImageError::io("open", path, error))?;
+        // As a policy names it. What has no path any more, like the file behind a pipe, is in no scope but the widest.
+        let place = fs::canonicalize(path).unwrap_or_default();
         self.sweep_drafts()?;
         let archive = Archive::open(path, &Platform::host(), &self.tmp, &self.limits, watch)?;
         let transport = archive.kind().transport();
