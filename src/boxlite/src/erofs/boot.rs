@@ -31,7 +31,9 @@ pub(crate) enum BootDiskError {
 pub(crate) fn boot_disk(agent: &Path, out: &Path) -> Result<(), BootDiskError> {
     let unreadable = |source| BootDiskError::Agent { path: agent.to_owned(), source };
     let unwritable = |source| BootDiskError::Write { path: out.to_owned(), source };
-    let mut contents = Hashing { inner: File::open(agent).map_err(unreadable)?, hash: Sha256::new() };
+    let agent = File::open(agent).map_err(unreadable)?;
+    let size = agent.metadata().map_err(unreadable)?.len();
+    let mut contents = Hashing { inner: agent, hash: Sha256::new() };
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::Builder::new().prefix(".boot-disk-").tempfile_in(folder).map_err(unwritable)?;
     let spool = tempfile::tempfile_in(folder).map_err(unwritable)?;
@@ -41,7 +43,7 @@ pub(crate) fn boot_disk(agent: &Path, out: &Path) -> Result<(), BootDiskError> {
         let made = writer.tree().put_dir(Tree::ROOT, name.as_bytes(), Meta::IMPLIED, &Xattrs::default());
         made.map_err(PutFileError::Tree)?;
     }
-    writer.put_file(Tree::ROOT, b"init", Meta::IMPLIED, &mut contents)?;
+    writer.put_file(Tree::ROOT, b"init", Meta::IMPLIED, size, &mut contents)?;
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&contents.hash.finalize()[..16]);
     let (image, _) = writer.finish(uuid)?;

@@ -55,7 +55,14 @@ fn writer(folder: &Path) -> Writer {
 }
 
 fn file(writer: &mut Writer, name: &str, contents: &[u8]) {
-    writer.put_file(Tree::ROOT, name.as_bytes(), Meta::IMPLIED, &mut io::Cursor::new(contents)).unwrap();
+    let (size, from) = (contents.len() as u64, &mut io::Cursor::new(contents));
+    writer.put_file(Tree::ROOT, name.as_bytes(), Meta::IMPLIED, size, from).unwrap();
+}
+
+fn extent(contents: &mut Contents, xattrs: &Xattrs, bytes: &[u8]) -> Extent {
+    contents.begin(bytes.len() as u64, xattrs).unwrap();
+    contents.append(bytes).unwrap();
+    contents.end().unwrap()
 }
 
 #[test]
@@ -72,11 +79,14 @@ fn a_file_of_five_gib_of_zeros_costs_no_storage_and_its_end_is_where_it_belongs(
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     let zeros = vec![0; 1 << 20];
+    let mut contents = writer.contents();
+    contents.begin((5 << 30) + 7, &Xattrs::default()).unwrap();
     for _ in 0..5 << 10 {
-        writer.append(&zeros).unwrap();
+        contents.append(&zeros).unwrap();
     }
-    writer.append(b"the end").unwrap();
-    let extent = writer.end_file(&Xattrs::default()).unwrap();
+    contents.append(b"the end").unwrap();
+    let extent = contents.end().unwrap();
+    contents.close().unwrap();
     writer.tree().put(Tree::ROOT, b"big", Meta::IMPLIED, &Xattrs::default(), Node::File(extent)).unwrap();
     file(&mut writer, "after", b"after");
     // fsck.erofs 1.5 crashes when it extracts a file of more than 4 GiB, those of mkfs.erofs included.
@@ -119,8 +129,9 @@ fn sockets_and_large_attributes_are_kept() {
     tree.put(Tree::ROOT, b"socket", Meta::IMPLIED, &Xattrs::default(), Node::Socket).unwrap();
     let dir = tree.put_dir(Tree::ROOT, b"dir", Meta::IMPLIED, &xattrs).unwrap();
     tree.put(dir, b"link", Meta::IMPLIED, &xattrs, Node::Symlink(b"target")).unwrap();
-    writer.append(b"tail").unwrap();
-    let extent = writer.end_file(&xattrs).unwrap();
+    let mut contents = writer.contents();
+    let extent = extent(&mut contents, &xattrs, b"tail");
+    contents.close().unwrap();
     writer.tree().put(dir, b"file", Meta::IMPLIED, &xattrs, Node::File(extent)).unwrap();
     finish(writer, folder.path(), |root| {
         assert!(fs::symlink_metadata(root.join("socket")).unwrap().file_type().is_socket());
@@ -139,15 +150,16 @@ fn every_alignment_of_inodes_attributes_and_tails_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     let contents = |n: usize| vec![u8::try_from(n % 251).unwrap(); n * 37 % 4200];
+    let mut written = writer.contents();
     for n in 0..2000 {
         let value = vec![b'x'; n * 13 % 300];
         let attribute = [(b"trusted.x".as_slice(), value.as_slice())];
         let xattrs = if n % 3 == 0 { Xattrs::new(attribute).unwrap() } else { Xattrs::default() };
-        writer.append(&contents(n)).unwrap();
-        let extent = writer.end_file(&xattrs).unwrap();
+        let extent = extent(&mut written, &xattrs, &contents(n));
         let name = format!("file-{n}");
         writer.tree().put(Tree::ROOT, name.as_bytes(), Meta::IMPLIED, &xattrs, Node::File(extent)).unwrap();
     }
+    written.close().unwrap();
     finish(writer, folder.path(), |root| {
         for n in 0..2000 {
             assert!(fs::read(root.join(format!("file-{n}"))).unwrap() == contents(n), "file-{n}");

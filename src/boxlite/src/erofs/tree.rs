@@ -9,6 +9,7 @@
 //! contains a link touched by the current layer is itself touched by it.
 
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
 
 use hashbrown::HashTable;
 
@@ -47,8 +48,43 @@ pub(crate) struct Extent {
     /// Full blocks, and one for the tail unless that is in the spool.
     pub(super) blocks: u32,
     pub(super) size: u64,
-    /// Position in the spool of the tail that goes behind the inode.
-    pub(super) tail_at: Option<u64>,
+    /// Position in the scratch file of the tail that goes behind the inode.
+    pub(super) tail_at: Option<NonZeroU64>,
+    /// XXH3-64 of the contents if they have blocks: files that differ in it are not the same.
+    pub(super) hash: u64,
+}
+
+impl Extent {
+    /// Bytes of an encoded extent.
+    pub(crate) const ENCODED: usize = 32;
+
+    /// For those who keep extents outside of a tree.
+    pub(crate) fn encode(&self) -> [u8; Self::ENCODED] {
+        let mut out = [0; Self::ENCODED];
+        out[..4].copy_from_slice(&self.first_block.to_le_bytes());
+        out[4..8].copy_from_slice(&self.blocks.to_le_bytes());
+        out[8..16].copy_from_slice(&self.size.to_le_bytes());
+        out[16..24].copy_from_slice(&self.tail_at.map_or(0, NonZeroU64::get).to_le_bytes());
+        out[24..].copy_from_slice(&self.hash.to_le_bytes());
+        out
+    }
+
+    /// What [`Extent::encode`] made.
+    pub(crate) fn decode(bytes: &[u8; Self::ENCODED]) -> Self {
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        let half = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Self {
+            first_block: half(0),
+            blocks: half(4),
+            size: word(8),
+            tail_at: NonZeroU64::new(word(16)),
+            hash: word(24),
+        }
+    }
 }
 
 /// Something to be put into a directory that is not a directory.
@@ -514,7 +550,9 @@ impl Tree {
     fn check_memory(&self) -> Result<(), TreeError> {
         // A hash table slot costs its value and a control byte, at 7/8 load at best and half of that at worst.
         const SLOT: usize = 11;
-        let used = self.inodes.len() * size_of::<Inode>()
+        // What the end takes for each inode: its place, and its place in a table of contents.
+        const PLAN: usize = 32 + SLOT;
+        let used = self.inodes.len() * (size_of::<Inode>() + PLAN)
             + self.links.len() * (size_of::<Link>() + SLOT)
             + self.text.len()
             + self.xattr_bytes;

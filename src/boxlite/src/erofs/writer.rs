@@ -3,11 +3,16 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
+use super::contents::Contents;
 use super::dir::{self, Entry, Packing};
 use super::format::{self, INODE_SIZE, Layout, SLOT, Super};
-use super::output::{Output, Spool, SpoolReader};
-use super::tree::{Body, Extent, Ino, Tree, TreeLimits};
+use super::output::Output;
+use super::share;
+use super::space::Space;
+use super::spool::Tails;
+use super::tree::{Body, Ino, Tree, TreeLimits};
 use super::xattr::{self, Xattrs};
 use super::{BLOCK, Meta};
 
@@ -23,6 +28,8 @@ pub(crate) enum WriterError {
     Io(#[from] io::Error),
     #[error("the image has more than 16 TiB, which EROFS cannot address")]
     TooLarge,
+    #[error("a file has another size than was said")]
+    Size,
 }
 
 /// What became of an image.
@@ -36,83 +43,61 @@ pub(crate) struct Stats {
 /// Writes one image.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    output: Output,
-    spool: Spool,
+    space: Arc<Space>,
     tree: Tree,
-    /// First block of the contents that are being written.
-    first_block: u32,
-    size: u64,
 }
 
 impl Writer {
-    /// `file` and `spool` are empty files; the spool is of no use afterwards.
-    pub(crate) fn new(file: File, spool: File, limits: TreeLimits) -> Self {
-        Self {
-            output: Output::new(file),
-            spool: Spool::new(spool),
-            tree: Tree::new(limits),
-            first_block: 1,
-            size: 0,
-        }
+    /// `file` and `scratch` are empty files; the latter is of no use afterwards.
+    pub(crate) fn new(file: File, scratch: File, limits: TreeLimits) -> Self {
+        Self { space: Arc::new(Space::new(file, scratch)), tree: Tree::new(limits) }
     }
 
     pub(crate) fn tree(&mut self) -> &mut Tree {
         &mut self.tree
     }
 
-    /// Appends to the contents of the next file.
-    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), WriterError> {
-        self.output.append(bytes)?;
-        self.size += bytes.len() as u64;
-        Ok(())
+    /// Writes contents of files into this image; any number of them may do so at once.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents::new(self.space.clone())
     }
 
-    /// Ends the contents of a file that will have these attributes.
-    pub(crate) fn end_file(&mut self, xattrs: &Xattrs) -> Result<Extent, WriterError> {
-        let size = std::mem::take(&mut self.size);
-        let tail = tail_length(size);
-        let mut tail_at = None;
-        if tail > 0 {
-            if fits_inline(xattrs.bytes().len(), tail) {
-                let spool = &mut self.spool;
-                self.output.take_tail(|bytes| {
-                    tail_at = Some(spool.push(bytes)?);
-                    Ok(())
-                })?;
-            } else {
-                self.output.pad()?;
-            }
-        }
-        let first_block = self.first_block;
-        self.first_block = block(self.output.position())?;
-        Ok(Extent { first_block, blocks: self.first_block - first_block, size, tail_at })
-    }
-
-    /// Puts a file with these contents: the short way for those who have them at hand.
+    /// Puts a file of so many bytes with these contents: the short way for those who have them at hand.
     pub(crate) fn put_file(
         &mut self,
         dir: Ino,
         name: &[u8],
         meta: Meta,
-        contents: &mut dyn io::Read,
+        size: u64,
+        from: &mut dyn io::Read,
     ) -> Result<(), PutFileError> {
+        let mut contents = self.contents();
+        contents.begin(size, &Xattrs::default())?;
         let mut buffer = vec![0; 1 << 16];
         loop {
-            match contents.read(&mut buffer) {
+            match from.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(length) => self.append(&buffer[..length])?,
+                Ok(length) => contents.append(&buffer[..length])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(PutFileError::Read(error)),
             }
         }
-        let extent = self.end_file(&Xattrs::default())?;
+        let extent = contents.end()?;
+        contents.close()?;
         self.tree.put(dir, name, meta, &Xattrs::default(), super::Node::File(extent))?;
         Ok(())
     }
 
-    /// Writes metadata and superblock; the file is then an image (not yet synced).
+    /// Lets files with the same contents share their blocks; how many bytes that saves. All contents must be closed, and
+    /// no names may follow. `going` is asked before each piece of work whether to go on; nothing comes back if it said no.
+    pub(crate) fn share(&mut self, going: &mut dyn FnMut() -> bool) -> Result<Option<u64>, WriterError> {
+        Ok(share::share(&self.space, &mut self.tree, going)?)
+    }
+
+    /// Writes metadata and superblock; the file is then an image (not yet synced). All contents must be closed.
     pub(crate) fn finish(self, uuid: [u8; 16]) -> Result<(File, Stats), WriterError> {
-        let Self { mut output, spool, mut tree, .. } = self;
+        let Self { space, mut tree } = self;
+        let mut output = Output::new(&space);
         let plan = Plan::new(&mut tree, block(output.position())?)?;
         for ino in living(&tree) {
             if matches!(tree.inode(ino).body, Body::Dir(_)) {
@@ -121,19 +106,20 @@ impl Writer {
         }
         let meta_block = block(output.position())?;
         debug_assert_eq!(meta_block, plan.meta_block);
-        plan.write_inodes(&tree, &mut spool.into_reader()?, &mut output)?;
+        plan.write_inodes(&tree, &mut Tails::new(&space), &mut output)?;
         // fsck.erofs reads the header of attributes behind every inode, those without any included: there must be
         // something behind the last one.
         output.append(&[0])?;
-        output.pad()?;
-        let bytes = output.position();
+        let bytes = output.finish()?;
         let inodes = plan.places.len() as u64;
         let first = Super { root_nid: ROOT_NID, inodes, blocks: block(bytes)?, meta_block, uuid }.encode();
         let dead = std::mem::take(&mut tree.dead);
         let dead = dead
             .iter()
             .map(|(first, blocks)| (u64::from(*first) * BLOCK as u64, u64::from(*blocks) * BLOCK as u64));
-        let file = output.finish(dead, &first)?;
+        let space = Arc::into_inner(space)
+            .ok_or_else(|| io::Error::other("contents of the image are still being written"))?;
+        let file = space.finish(bytes, dead, &first)?;
         Ok((file, Stats { bytes, inodes }))
     }
 }
@@ -150,22 +136,22 @@ pub(crate) enum PutFileError {
 }
 
 /// The inodes that have a name, in the order in which they were made.
-fn living(tree: &Tree) -> impl Iterator<Item = Ino> + use<> {
+pub(super) fn living(tree: &Tree) -> impl Iterator<Item = Ino> + use<> {
     let living: Vec<u32> =
         (0..).zip(&tree.inodes).filter(|(_, inode)| inode.links > 0).map(|(n, _)| n).collect();
     living.into_iter().map(Ino)
 }
 
-fn tail_length(size: u64) -> usize {
+pub(super) fn tail_length(size: u64) -> usize {
     usize::try_from(size % BLOCK as u64).expect("less than a block")
 }
 
 /// Whether inode, attributes and tail fit into one block.
-fn fits_inline(xattrs: usize, tail: usize) -> bool {
+pub(super) fn fits_inline(xattrs: usize, tail: usize) -> bool {
     INODE_SIZE + xattrs + tail <= BLOCK
 }
 
-fn block(position: u64) -> Result<u32, WriterError> {
+pub(super) fn block(position: u64) -> Result<u32, WriterError> {
     u32::try_from(position / BLOCK as u64).map_err(|_| WriterError::TooLarge)
 }
 
@@ -243,7 +229,7 @@ impl Plan {
     }
 
     /// The whole blocks of a directory.
-    fn write_dir_blocks(&self, tree: &Tree, dir: Ino, output: &mut Output) -> io::Result<()> {
+    fn write_dir_blocks(&self, tree: &Tree, dir: Ino, output: &mut Output<'_>) -> io::Result<()> {
         let inline = self.inline_length(tree, dir) > 0;
         self.each_dir_block(tree, dir, |bytes, last| {
             if last && inline {
@@ -283,7 +269,7 @@ impl Plan {
         write(&bytes, true)
     }
 
-    fn write_inodes(&self, tree: &Tree, spool: &mut SpoolReader, output: &mut Output) -> io::Result<()> {
+    fn write_inodes(&self, tree: &Tree, tails: &mut Tails<'_>, output: &mut Output<'_>) -> io::Result<()> {
         let start = output.position();
         // Contents of symbolic links that are too long to be inlined, behind all inodes.
         let mut long_links: Vec<&[u8]> = Vec::new();
@@ -330,7 +316,7 @@ impl Plan {
             match &inode.body {
                 Body::File(extent) => {
                     if let Some(at) = extent.tail_at {
-                        output.append(spool.read(at, inline)?)?;
+                        output.append(tails.read(at.get(), inline)?)?;
                     }
                 }
                 Body::Dir(_) => {

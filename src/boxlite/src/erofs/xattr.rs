@@ -74,8 +74,13 @@ impl Xattrs {
         split(name).is_some()
     }
 
+    /// What [`Xattrs::bytes`] gave.
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
     /// As on disk; empty when there are none.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }

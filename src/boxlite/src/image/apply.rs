@@ -1,4 +1,4 @@
-//! Applies the entries of one layer to the tree of an image.
+//! Applies the draft of one layer to the tree of an image, once all layers beneath it have been.
 //!
 //! Names mean what they mean to `umoci` and containerd, which unpack into a folder:
 //!
@@ -16,56 +16,55 @@
 //!
 //! Sets what is resolved against what is in memory only: no name here ever reaches the host's file system.
 
-use crate::erofs::{
-    self, Ino, Kind as NodeKind, Meta, NAME_MAX, Node, Tree, TreeError, Writer, WriterError, Xattrs,
-};
+use crate::erofs::{Ino, Kind as NodeKind, NAME_MAX, Node, Tree, TreeError};
 
-use super::error::{EntryError, LayerError, shown};
+use super::draft::{Change, Step, Steps};
+use super::error::{Cancelled, EntryError, LayerError, shown};
 use super::limits::Limits;
-use super::tar::{Entry, Kind, Source, TarReader};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Marks of AUFS, which Docker used long ago; nothing of them belongs to the image.
-const AUFS: &[u8] = b".wh..wh.";
+pub(super) const AUFS: &[u8] = b".wh..wh.";
 /// Symbolic links followed in one path, as many as Linux does.
 const LINKS_MAX: usize = 40;
+/// Entries between two questions whether to go on.
+const LOOK: u32 = 4096;
 /// Steps of one path, with those of all links in it.
 const STEPS_MAX: usize = 2048;
 
-/// What was left out of an image.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Skipped {
-    /// Attributes that Linux could not store either, or that are none of the image's business.
-    pub(super) xattrs: u64,
-}
-
-/// Applies all entries of a layer.
-pub(super) fn apply<S: Source<Error = LayerError>>(
-    tar: &mut TarReader<S>,
-    writer: &mut Writer,
+/// Applies all steps of a layer. `going` is asked now and then whether to go on.
+pub(super) fn apply(
+    steps: &mut Steps,
+    tree: &mut Tree,
     limits: &Limits,
-    entries: &mut u64,
-    skipped: &mut Skipped,
+    going: &mut dyn FnMut() -> Result<(), Cancelled>,
 ) -> Result<(), LayerError> {
-    while let Some(entry) = tar.next()? {
-        *entries += 1;
-        if *entries > limits.entries {
-            return Err(LayerError::Limit { what: "entries", limit: limits.entries });
+    let mut count = 0u32;
+    while let Some(step) = steps.next().map_err(LayerError::Write)? {
+        one(tree, limits, &step).map_err(|failure| failure.named(&step.path))?;
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(LOOK) {
+            going()?;
         }
-        let named = |error| match error {
-            Failure::Entry(source) => LayerError::Entry { entry: shown(&entry.path), source },
-            Failure::Layer(error) => error,
-        };
-        one(tar, writer, limits, &entry, skipped).map_err(named)?;
     }
     Ok(())
 }
 
 /// What goes wrong with an entry concerns it alone, or all.
-enum Failure {
+pub(super) enum Failure {
     Entry(EntryError),
     Layer(LayerError),
+}
+
+impl Failure {
+    /// The error, once it is known which entry has it.
+    pub(super) fn named(self, path: &[u8]) -> LayerError {
+        match self {
+            Self::Entry(source) => LayerError::Entry { entry: shown(path), source },
+            Self::Layer(error) => error,
+        }
+    }
 }
 
 impl From<EntryError> for Failure {
@@ -93,85 +92,42 @@ impl From<TreeError> for Failure {
     }
 }
 
-impl From<WriterError> for Failure {
-    fn from(error: WriterError) -> Self {
-        Self::Layer(write_error(error))
-    }
-}
-
-pub(super) fn write_error(error: WriterError) -> LayerError {
-    match error {
-        WriterError::Io(error) => LayerError::Write(error),
-        WriterError::TooLarge => LayerError::Limit { what: "bytes of disk", limit: 1 << 44 },
-    }
-}
-
-fn one<S: Source<Error = LayerError>>(
-    tar: &mut TarReader<S>,
-    writer: &mut Writer,
-    limits: &Limits,
-    entry: &Entry,
-    skipped: &mut Skipped,
-) -> Result<(), Failure> {
-    let path = parts(&entry.path, limits)?;
-    if path.iter().any(|part| part.starts_with(AUFS) && *part != OPAQUE) {
-        return Ok(());
-    }
+fn one(tree: &mut Tree, limits: &Limits, step: &Step) -> Result<(), Failure> {
+    let path = parts(&step.path, limits)?;
+    let (meta, xattrs) = (step.meta, &step.xattrs);
     let Some((&name, folders)) = path.split_last() else {
-        return root(writer, limits, entry, skipped);
+        tree.describe(Tree::ROOT, meta, xattrs)?;
+        return Ok(());
     };
-    if folders.iter().any(|part| part.starts_with(WHITEOUT)) {
-        return Err(EntryError::Whiteout.into());
-    }
-    if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-        return whiteout(writer.tree(), folders, name, hidden);
-    }
-    if entry.kind == Kind::HardLink {
-        return hard_link(writer.tree(), limits, folders, name, entry);
-    }
-    let meta = meta(entry)?;
-    let xattrs = xattrs(entry, limits, skipped)?;
-    let node = match entry.kind {
-        Kind::Dir => {
-            let dir = make_folders(writer.tree(), folders)?;
-            writer.tree().put_dir(dir, name, meta, &xattrs)?;
+    let node = match step.change {
+        Change::Whiteout => return whiteout(tree, folders, name),
+        Change::HardLink => return hard_link(tree, limits, folders, name, &step.target),
+        Change::Dir => {
+            let dir = make_folders(tree, folders)?;
+            tree.put_dir(dir, name, meta, xattrs)?;
             return Ok(());
         }
-        Kind::File => {
-            tar.contents(|piece| writer.append(piece).map_err(write_error))?;
-            Node::File(writer.end_file(&xattrs)?)
-        }
-        Kind::Symlink => Node::Symlink(&entry.target),
-        Kind::Char => Node::Char(device(entry)?),
-        Kind::Block => Node::Block(device(entry)?),
-        Kind::Fifo => Node::Fifo,
-        Kind::HardLink => unreachable!("hard links were taken care of"),
+        Change::File(extent) => Node::File(extent),
+        Change::Symlink => Node::Symlink(&step.target),
+        Change::Char(device) => Node::Char(device),
+        Change::Block(device) => Node::Block(device),
+        Change::Fifo => Node::Fifo,
     };
-    let dir = make_folders(writer.tree(), folders)?;
-    writer.tree().put(dir, name, meta, &xattrs, node)?;
+    let dir = make_folders(tree, folders)?;
+    tree.put(dir, name, meta, xattrs, node)?;
     Ok(())
 }
 
-/// An entry for the root folder itself.
-fn root(writer: &mut Writer, limits: &Limits, entry: &Entry, skipped: &mut Skipped) -> Result<(), Failure> {
-    if entry.kind != Kind::Dir {
-        return Err(EntryError::Root.into());
-    }
-    let (meta, xattrs) = (meta(entry)?, xattrs(entry, limits, skipped)?);
-    writer.tree().describe(Tree::ROOT, meta, &xattrs)?;
-    Ok(())
-}
-
-fn whiteout(tree: &mut Tree, folders: &[&[u8]], name: &[u8], hidden: &[u8]) -> Result<(), Failure> {
+fn whiteout(tree: &mut Tree, folders: &[&[u8]], name: &[u8]) -> Result<(), Failure> {
     let Some(dir) = find_folder(tree, folders)? else { return Ok(()) };
     if name == OPAQUE {
         tree.opaque(dir);
         return Ok(());
     }
-    if matches!(hidden, b"" | b"." | b"..") {
-        return Err(EntryError::Whiteout.into());
-    }
-    tree.whiteout(dir, hidden);
+    match name.strip_prefix(WHITEOUT) {
+        None | Some(b"" | b"." | b"..") => return Err(EntryError::Whiteout.into()),
+        Some(hidden) => tree.whiteout(dir, hidden),
+    };
     Ok(())
 }
 
@@ -180,9 +136,9 @@ fn hard_link(
     limits: &Limits,
     folders: &[&[u8]],
     name: &[u8],
-    entry: &Entry,
+    target: &[u8],
 ) -> Result<(), Failure> {
-    let target = parts(&entry.target, limits)?;
+    let target = parts(target, limits)?;
     let (last, before) = target.split_last().ok_or(EntryError::LinkToDirectory)?;
     let found = match find_folder(tree, before)? {
         Some(dir) => tree.lookup(dir, last),
@@ -203,7 +159,7 @@ fn hard_link(
 }
 
 /// The parts of a path from the image's root, without `.` and `..`.
-fn parts<'a>(path: &'a [u8], limits: &Limits) -> Result<Vec<&'a [u8]>, EntryError> {
+pub(super) fn parts<'a>(path: &'a [u8], limits: &Limits) -> Result<Vec<&'a [u8]>, EntryError> {
     if path.len() > limits.path {
         return Err(EntryError::Limit { what: "path", limit: limits.path as u64 });
     }
@@ -319,41 +275,4 @@ impl Walk {
             self.at = tree.parent(self.at);
         }
     }
-}
-
-fn meta(entry: &Entry) -> Result<Meta, EntryError> {
-    Ok(Meta {
-        // Permissions of symbolic links mean nothing, and Linux always shows them like this.
-        mode: if entry.kind == Kind::Symlink { 0o777 } else { entry.mode },
-        uid: u32::try_from(entry.uid).map_err(|_| EntryError::Owner)?,
-        gid: u32::try_from(entry.gid).map_err(|_| EntryError::Owner)?,
-        mtime: entry.mtime,
-        mtime_ns: entry.mtime_ns,
-    })
-}
-
-fn device(entry: &Entry) -> Result<u32, EntryError> {
-    erofs::device(entry.major, entry.minor).ok_or(EntryError::Device)
-}
-
-fn xattrs(entry: &Entry, limits: &Limits, skipped: &mut Skipped) -> Result<Xattrs, EntryError> {
-    if entry.xattrs.is_empty() {
-        return Ok(Xattrs::default());
-    }
-    let size: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if size > limits.xattrs {
-        return Err(EntryError::Limit { what: "extended attributes", limit: limits.xattrs as u64 });
-    }
-    let kept = entry.xattrs.iter().filter(|(name, _)| belongs(name));
-    skipped.xattrs += entry.xattrs.iter().filter(|(name, _)| !belongs(name)).count() as u64;
-    Xattrs::new(kept.map(|(name, value)| (name.as_slice(), value.as_slice()))).map_err(|_| EntryError::Xattrs)
-}
-
-/// Whether an attribute is part of an image. SELinux labels are the builder's policy, and attributes of overlayfs would
-/// speak to the overlay that the guest lays over the image.
-fn belongs(name: &[u8]) -> bool {
-    Xattrs::can_hold(name)
-        && name != b"security.selinux"
-        && !name.starts_with(b"trusted.overlay.")
-        && !name.starts_with(b"user.overlay.")
 }

@@ -178,10 +178,14 @@ impl ImageStore {
                 source: LayerError::BlobDigest { .. } | LayerError::BlobSize { .. }, ..
             }
             | ImageError::MissingBlob { .. } => Ok(true),
-            ImageError::Layer { number, .. } => match image.layers.get(number - 1) {
-                Some(layer) => Ok(!self.blobs.is_sound(&layer.blob)?),
-                None => Ok(false),
-            },
+            ImageError::Layer { .. } => {
+                // Where one was damaged, others may be.
+                let mut damaged = false;
+                for layer in &image.layers {
+                    damaged |= !self.blobs.is_sound(&layer.blob)?;
+                }
+                Ok(damaged)
+            }
             _ => Ok(false),
         }
     }

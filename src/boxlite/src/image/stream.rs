@@ -2,34 +2,47 @@
 //!
 //! ```text
 //!   thread                                          caller
-//!   blob ─▶ SHA-256 ─▶ inflate ─▶ pieces of 512 KiB ─▶ SHA-256 (content) ─▶ tar
+//!   blob ─▶ SHA-256 ─▶ inflate ─▶ pieces of 256 KiB ─▶ SHA-256 (content) ─▶ tar
 //!                                 ◀─ empty buffers ──
 //! ```
 //!
-//! Inflating takes most of the time, so it has a thread to itself. At most [`PIECES`] buffers exist.
+//! Inflating takes most of the time, so it has a thread to itself. At most [`PIECES`] buffers exist. The blob is hashed only
+//! where its digest is to be checked, and never twice: the content of a blob that is not compressed is the blob.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Scope;
 
 use sha2::{Digest as _, Sha256};
 
+use super::budget::Budget;
 use super::digest::Digest;
-use super::error::{Cancelled, LayerError};
+use super::error::LayerError;
+use super::frames::Frames;
+use super::input::Input;
 use super::tar::Source;
 
-const PIECE: usize = 512 << 10;
+/// Bytes of a piece: few enough to stay in the cache from thread to thread.
+const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
-const READ_BUFFER: usize = 256 << 10;
-/// The largest zstd window, as a power of two: 128 MiB, what its own tools accept without being asked.
-const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// What the producer found out about the blob, once it has read all of it.
 #[derive(Debug, Clone, Copy)]
 struct Blob {
-    digest: Digest,
+    digest: BlobDigest,
     size: u64,
+}
+
+/// What is known of a blob's digest.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum BlobDigest {
+    /// Nobody asked.
+    Unknown,
+    /// That of the content.
+    Content,
+    Known(Digest),
 }
 
 #[derive(Debug)]
@@ -39,23 +52,13 @@ enum Message {
     Failed(LayerError),
 }
 
-/// Limits that hold for one stream.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct StreamLimits {
-    /// Uncompressed bytes that are left of the image's budget, and the whole budget for the message.
-    pub(super) left: u64,
-    pub(super) total: u64,
-    pub(super) ratio: u64,
-    pub(super) ratio_from: u64,
-}
-
 /// Digests and sizes of a layer that was read to its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Totals {
-    pub(super) blob: Digest,
+    /// The blob's digest; of one that was not hashed and is compressed, nothing is known.
+    pub(super) blob: Option<Digest>,
     pub(super) blob_size: u64,
     pub(super) content: Digest,
-    pub(super) content_size: u64,
 }
 
 /// The uncompressed stream of one layer.
@@ -66,11 +69,12 @@ pub(super) struct Stream<'a, 'w> {
     used: usize,
     hash: Sha256,
     content_size: u64,
-    compressed: &'a AtomicU64,
+    /// Bytes read of the blob.
+    compressed: Arc<AtomicU64>,
     blob: Option<Blob>,
-    limits: StreamLimits,
+    budget: &'a Budget<'a>,
     /// Told after each piece, with the bytes so far.
-    watch: &'w mut dyn FnMut(u64) -> Result<(), Cancelled>,
+    told: &'w mut dyn FnMut(u64) -> Result<(), LayerError>,
 }
 
 impl std::fmt::Debug for Stream<'_, '_> {
@@ -80,14 +84,15 @@ impl std::fmt::Debug for Stream<'_, '_> {
 }
 
 impl<'a, 'w> Stream<'a, 'w> {
-    /// Begins to read `blob` on a thread of `scope`, which ends when the stream is dropped.
+    /// Begins to read `blob` on a thread of `scope`, which ends when the stream is dropped. The blob is hashed, and refused
+    /// when there is more of it, if its size is given.
     pub(super) fn start<'scope, 'env: 'scope>(
         scope: &'scope Scope<'scope, 'env>,
         blob: Box<dyn Read + Send>,
-        compressed: &'a AtomicU64,
-        limits: StreamLimits,
-        watch: &'w mut dyn FnMut(u64) -> Result<(), Cancelled>,
-    ) -> Self
+        blob_size: Option<u64>,
+        budget: &'a Budget<'a>,
+        told: &'w mut dyn FnMut(u64) -> Result<(), LayerError>,
+    ) -> Result<Self, LayerError>
     where
         'a: 'scope,
     {
@@ -97,9 +102,10 @@ impl<'a, 'w> Stream<'a, 'w> {
             // There is room for all of them, and the receiver is at hand.
             empty.try_send(Vec::new()).expect("the channel has room for all buffers");
         }
-        scope.spawn(move || {
-            let result = produce(blob, compressed, &to_caller, &to_producer);
-            let last = match result {
+        let compressed = Arc::new(AtomicU64::new(0));
+        let input = Input::new(blob, blob_size, compressed.clone(), budget);
+        let producing = move || {
+            let last = match produce(input, budget, &to_caller, &to_producer) {
                 Ok(Some(blob)) => Message::End(blob),
                 // The caller dropped the stream.
                 Ok(None) => return,
@@ -107,8 +113,10 @@ impl<'a, 'w> Stream<'a, 'w> {
             };
             // An error here means that the caller dropped the stream, and wants to know nothing more.
             to_caller.send(last).unwrap_or_default();
-        });
-        Self {
+        };
+        let thread = std::thread::Builder::new().name("image-inflate".to_owned());
+        thread.spawn_scoped(scope, producing).map_err(LayerError::Read)?;
+        Ok(Self {
             pieces,
             empty,
             piece: Vec::new(),
@@ -117,9 +125,9 @@ impl<'a, 'w> Stream<'a, 'w> {
             content_size: 0,
             compressed,
             blob: None,
-            limits,
-            watch,
-        }
+            budget,
+            told,
+        })
     }
 
     /// Reads what is left, and tells what the whole was.
@@ -132,28 +140,29 @@ impl<'a, 'w> Stream<'a, 'w> {
             self.consume(have);
         }
         let blob = self.blob.expect("the stream ended");
-        Ok(Totals {
-            blob: blob.digest,
-            blob_size: blob.size,
-            content: Digest::finish(self.hash),
-            content_size: self.content_size,
-        })
+        let content = Digest::finish(self.hash);
+        let digest = match blob.digest {
+            BlobDigest::Unknown => None,
+            BlobDigest::Content => Some(content),
+            BlobDigest::Known(digest) => Some(digest),
+        };
+        Ok(Totals { blob: digest, blob_size: blob.size, content })
     }
 
     fn next_piece(&mut self) -> Result<(), LayerError> {
         let stopped = || LayerError::Read(io::Error::other("the reading thread stopped"));
         match self.pieces.recv().map_err(|_| stopped())? {
             Message::Piece(piece) => {
-                self.hash.update(&piece);
                 self.content_size += piece.len() as u64;
+                self.check_limits(piece.len() as u64)?;
+                self.hash.update(&piece);
                 let old = std::mem::replace(&mut self.piece, piece);
                 self.used = 0;
                 if old.capacity() > 0 {
                     // When the producer has ended already, the buffer is of no more use.
                     self.empty.try_send(old).unwrap_or_default();
                 }
-                self.check_limits()?;
-                (self.watch)(self.content_size)?;
+                (self.told)(self.content_size)?;
             }
             Message::End(blob) => self.blob = Some(blob),
             Message::Failed(error) => return Err(error),
@@ -161,15 +170,13 @@ impl<'a, 'w> Stream<'a, 'w> {
         Ok(())
     }
 
-    fn check_limits(&self) -> Result<(), LayerError> {
-        let StreamLimits { left, total, ratio, ratio_from } = self.limits;
-        if self.content_size > left {
-            return Err(LayerError::Limit { what: "uncompressed bytes", limit: total });
-        }
+    fn check_limits(&self, more: u64) -> Result<(), LayerError> {
+        self.budget.bytes(more)?;
+        let (limit, from) = (self.budget.limits.ratio, self.budget.limits.ratio_from);
         // The producer is some pieces ahead, never behind: what it has read so far made at least what is here.
         let compressed = self.compressed.load(Ordering::Relaxed);
-        if self.content_size > ratio_from && self.content_size > compressed.saturating_mul(ratio) {
-            return Err(LayerError::Ratio { compressed, uncompressed: self.content_size, limit: ratio });
+        if self.content_size > from && self.content_size > compressed.saturating_mul(limit) {
+            return Err(LayerError::Ratio { compressed, uncompressed: self.content_size, limit });
         }
         Ok(())
     }
@@ -192,39 +199,32 @@ impl Source for Stream<'_, '_> {
 
 /// Reads the blob to its end. `None` when nobody listens any more.
 fn produce(
-    blob: Box<dyn Read + Send>,
-    compressed: &AtomicU64,
+    mut input: Input<'_>,
+    budget: &Budget<'_>,
     pieces: &SyncSender<Message>,
     empty: &Receiver<Vec<u8>>,
 ) -> Result<Option<Blob>, LayerError> {
-    let hashing = Hashing { inner: blob, hash: Sha256::new(), count: compressed, failed: None };
-    let mut input = BufReader::with_capacity(READ_BUFFER, hashing);
-    let result = inflate(&mut input, pieces, empty);
-    if let Some(error) = input.get_mut().failed.take() {
-        // What the decompressor says of it is only that it got no more.
-        return Err(LayerError::Read(error));
-    }
-    let listening = result.map_err(LayerError::Decompress)?;
-    let hashing = input.into_inner();
-    let blob = Blob { digest: Digest::finish(hashing.hash), size: hashing.count.load(Ordering::Relaxed) };
-    Ok(listening.then_some(blob))
+    let result = inflate(&mut input, budget, pieces, empty);
+    // Of an error of its input, a decompressor says only that it got no more.
+    let (digest, size) = input.finish()?;
+    Ok(result.map_err(LayerError::Decompress)?.then_some(Blob { digest, size }))
 }
 
 /// Decompresses all of `input` by its magic number. False when nobody listens any more.
-fn inflate<R: BufRead>(
-    input: &mut R,
+fn inflate(
+    input: &mut Input<'_>,
+    budget: &Budget<'_>,
     pieces: &SyncSender<Message>,
     empty: &Receiver<Vec<u8>>,
 ) -> io::Result<bool> {
-    match Compression::of(input.fill_buf()?) {
+    match Compression::of(input.peek(4)?) {
         // Several members behind each other are one stream; anything else behind the first is an error.
         Compression::Gzip => forward(flate2::bufread::MultiGzDecoder::new(input), pieces, empty),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            forward(decoder, pieces, empty)
+        Compression::Zstd => forward(Frames::new(input, budget)?, pieces, empty),
+        Compression::None => {
+            input.is_content();
+            forward(input, pieces, empty)
         }
-        Compression::None => forward(input, pieces, empty),
     }
 }
 
@@ -279,30 +279,4 @@ fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(have)
-}
-
-/// Hashes and counts what is read, and keeps the error that ended it apart from those of the decompressor.
-struct Hashing<'a, R> {
-    inner: R,
-    hash: Sha256,
-    count: &'a AtomicU64,
-    failed: Option<io::Error>,
-}
-
-impl<R: Read> Read for Hashing<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.inner.read(buffer) {
-            Ok(length) => {
-                self.hash.update(&buffer[..length]);
-                self.count.fetch_add(length as u64, Ordering::Relaxed);
-                Ok(length)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => {
-                let kind = error.kind();
-                self.failed = Some(error);
-                Err(kind.into())
-            }
-        }
-    }
 }
