@@ -23,7 +23,6 @@ mod disks;
 mod document;
 mod draft;
 mod error;
-mod error;
 mod export;
 mod frames;
 mod growth;

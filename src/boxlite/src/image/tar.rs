@@ -264,8 +264,8 @@ impl Header<'_> {
         let unsigned = sum(self.block) - sum(field) + 8 * u64::from(b' ');
         // Some old programs added signed bytes.
         let high = |bytes: &[u8]| bytes.iter().filter(|byte| **byte >= 0x80).count() as u64;
-        let signed = unsigned.checked_signed_diff(256 * (high(self.block) - high(field)));
-        let same = stored == unsigned || i64::try_from(stored).ok() == signed;
+        let signed = i128::from(unsigned) - 256 * i128::from(high(self.block) - high(field));
+        let same = stored == unsigned || i128::from(stored) == signed;
         if same { Ok(()) } else { Err(wrong) }
     }
 
