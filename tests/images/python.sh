@@ -4,21 +4,15 @@
 # shellcheck disable=SC2034  # Read by build.sh.
 reference=python:3
 
-# Where this machine's own apt fetches packages, as the lines of a sources.list, security updates included.
-apt_sources() {
-    apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u
-}
-
 make_python() {
-    local work=$1 suite
-    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:?this system has no codename}")
+    local work=$1
     # The options take out what nobody reads in a box: a third of the size.
-    apt_sources | grep -E " $suite(-updates|-security)? main\$" | mmdebstrap --quiet --variant=minbase --include=python3 \
+    main_sources | mmdebstrap --quiet --variant=minbase --include=python3 \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --aptopt='Acquire::Languages "none"' \
         --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' \
         --customize-hook='chroot "$1" useradd --create-home --shell /bin/bash app' \
-        "$suite" "$work/rootfs.tar" -
+        "$(suite)" "$work/rootfs.tar" -
 
     mkdir "$work/root"
     tar -xf "$work/rootfs.tar" -C "$work/root" --numeric-owner --exclude='./dev/*'
