@@ -34,7 +34,6 @@ OF_MKFS = 0.7
 PEAK_MIB = 128
 PRESENT_MS = 50
 OF_SLOWEST_TWO = 1.0
-SECOND_BOX_MS = 10
 
 OCI_INDEX = "index.json"
 
@@ -128,15 +127,6 @@ class Table:
         print(f"\n{'':52} {'ours':>12} {'theirs':>12}   {'value':20} bound")
         for what, ours, theirs, value, verdict in self.lines:
             print(f"{what:52} {ours:>12} {theirs:>12}   {value:20} {verdict}".rstrip())
-
-
-def skopeo_copy(source: str, layout: Path) -> None:
-    subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", f"docker://{source}"]
-        + [f"oci:{layout}:latest"],
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def fresh(folder: Path) -> Path:
@@ -244,33 +234,13 @@ class Bench:
             OF_SLOWEST_TWO,
         )
 
-    def second_box(self) -> None:
-        """What a box of an image that is there costs before it starts, as the benchmark of boxes takes it apart."""
-        home = self.work / "home"
-        self.boxlite(fresh(home), "pull", "-q", f"{self.address}/debian:bookworm")
-        create = ("create", f"{self.address}/debian:bookworm", "true")
-        self.boxlite(home, *create)
-        # Starting the program and opening the home is no work on disks.
-        floor = self.median(lambda: 1e3 * self.boxlite(home, "ps", "-a").seconds)
-        ours = self.median(lambda: 1e3 * self.boxlite(home, *create).seconds)
-        self.boxlite(home, "rm", "-f", *self.ids(home))
-        self.table.bound("disks of a second box, ms (create without ps)", f"{ours:.1f} ms", f"{floor:.1f} ms",
-                         ours - floor, SECOND_BOX_MS)  # fmt: skip
-
-    def ids(self, home: Path) -> list[str]:
-        told = subprocess.run(
-            [self.cli, "--home", home, "ps", "-a", "--format", "json"], env=os.environ | self.env, check=True,
-            stdin=subprocess.DEVNULL, capture_output=True,
-        ).stdout  # fmt: skip
-        return [info["id"] for info in json.loads(told)]
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin", type=Path, help="folder of boxlite, boxlite-shim and boxlite-guest")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
-    names = ["large"] + (["layers", "debian"] if arguments.bin else [])
+    names = ["large"] + (["layers"] if arguments.bin else [])
     built = subprocess.run([TOP / "tests/images/build.sh", *names], stdout=subprocess.PIPE, text=True, check=True)
     images = Path(built.stdout.strip())
     with tempfile.TemporaryDirectory(prefix="boxlite-bench-") as folder:
@@ -285,7 +255,6 @@ def main() -> int:
             bench.large()
             if programs:
                 bench.layers()
-                bench.second_box()
             bench.table.print()
     if bench.table.broken:
         print(f"{bench.table.broken} bounds do not hold")

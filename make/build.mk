@@ -30,6 +30,10 @@ quickstart: deps build ## From a fresh machine to a running box
 bench: build ## Measure, against a raw floor of the same run
 	@make/bench.sh $(BIN)
 
+.PHONY: bench-images
+bench-images: build ## Measure pulling images, against other tools in the same run
+	@python3 make/bench_images.py --bin $(BIN)
+
 .PHONY: dist
 dist: ## Gather a relocatable release in dist/
 	@$(MAKE) --no-print-directory build PROFILE=release

@@ -19,6 +19,9 @@ needed=(
     mkfs.erofs,fsck.erofs:erofs-utils
     umoci:umoci
     skopeo:skopeo
+    docker-registry:docker-registry
+    openssl:openssl
+    zstd:zstd
     mmdebstrap:mmdebstrap
     gpg:gpg
     busybox:busybox-static

@@ -55,6 +55,9 @@ CMDLINE = (
     "tsc=reliable no_timer_check tsc_early_khz={tsc_khz}"
 )
 
+# The test images that stories of boxes use; the others are of tests that this lane leaves out.
+LANE_IMAGES = ["busybox", "python"]
+
 # Programs of the host that the library or the tests may call, where the host has them.
 HOST_TOOLS = ["mke2fs", "mkfs.erofs", "fsck.erofs", "e2fsck"]
 
@@ -106,12 +109,12 @@ class Tree:
             if not self.path(library).exists():
                 self.copy(library, library)
 
-    def folder(self, source: Path, inside: str, leave_out: str) -> None:
-        for file in sorted(source.rglob("*")):
-            if file.name.endswith(leave_out):
-                continue
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(source).parts):
-                self.copy(file, f"{inside}/{file.relative_to(source)}")
+    def copy_all(self, source: Path, inside: str) -> None:
+        """A file, or all files of a folder."""
+        files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
+        for file in files:
+            place = f"{inside}/{file.relative_to(source)}" if file != source else inside
+            self.copy(file, place)
 
 
 def find_tool(name: str) -> Path | None:
@@ -143,8 +146,10 @@ def fill(tree: Tree, programs: Path, images: Path | None, token: str) -> None:
         if (programs / name).exists():
             tree.program(programs / name, f"/boxlite/{name}")
     if images is not None:
-        # The plain tar file is for tests without a VM.
-        tree.folder(images, "/images", leave_out=".rootfs.tar")
+        # Whatever else lies there is for lanes that see this machine.
+        for name in LANE_IMAGES:
+            for file in sorted(images.glob(f"{name}.oci*")) + sorted(images.glob(f"{name}.docker.tar")):
+                tree.copy_all(file, f"/images/{file.name}")
 
     tree.write("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
     tree.write("/etc/group", "root:x:0:\nnogroup:x:65534:\n")

@@ -30,8 +30,9 @@ TOP = Path(__file__).resolve().parent.parent
 # The targets of boxlite-tests that boot nothing. All others are VM tests.
 WITHOUT_VM = {"architecture"}
 
-# VM tests of what the qemu engine alone has: our vsock device, where libkrun brings its own.
-QEMU_ALONE = {"vsock"}
+# Tests that the krun lane need not repeat: of the vsock device, where libkrun brings its own, and of images, which are
+# disks before any engine is asked.
+QEMU_ALONE = {"vsock", "images", "image_faults", "image_policy"}
 
 UNIT_SECONDS = 600
 VM_TEST_SECONDS = int(os.environ.get("BOXLITE_TEST_SECONDS", "180"))

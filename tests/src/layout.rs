@@ -44,3 +44,26 @@ pub fn of_layers(layers: &[Vec<u8>], config: &serde_json::Value) -> tempfile::Te
     fs::write(folder.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a layout");
     folder
 }
+
+/// A tar file of these files, each with the same content every time.
+pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        layer.append_data(&mut header, name, *content).expect("a tar entry");
+    }
+    layer.into_inner().expect("a tar")
+}
+
+/// Bytes that no two places share, and that do not compress: what was lost or doubled on the way shows.
+pub fn noise(seed: u8, length: usize) -> Vec<u8> {
+    let blocks = (0_u32..).flat_map(|block| {
+        let mut hash = Sha256::new();
+        hash.update([seed]);
+        hash.update(block.to_le_bytes());
+        hash.finalize()
+    });
+    blocks.take(length).collect()
+}

@@ -2,16 +2,20 @@
 //!
 //! * [`story`]: a home folder, real boxes, and the proof that nothing is left over.
 //! * [`layout`]: images made on the spot.
+//! * [`disk`]: what the disk of an image holds.
 //! * [`raw`]: a bare machine with the vsock device.
 //! * [`registry`]: a real registry on a loopback port.
 //! * [`proxy`]: what stands before it and makes it fail.
+//! * [`puller`]: a home that pulls images.
 //! * [`http`]: as much of HTTP as these two need.
 
 #![allow(clippy::print_stderr, reason = "what happened in a failed test is told on standard error")]
 
+pub mod disk;
 pub mod http;
 pub mod layout;
 pub mod proxy;
+pub mod puller;
 pub mod raw;
 pub mod registry;
 pub mod story;

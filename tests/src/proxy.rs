@@ -8,7 +8,7 @@
 //! ```
 
 use std::fmt;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -24,6 +24,8 @@ use crate::http::Head;
 const LARGEST_DOCUMENT: u64 = 8 << 20;
 /// Pieces in which a body is passed on.
 const PIECE: usize = 16 << 10;
+/// The first byte of a client that speaks TLS.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// What a rule does to an answer.
 #[derive(Clone, Debug)]
@@ -343,6 +345,11 @@ fn serve(client: &TcpStream, shared: &Shared) -> io::Result<()> {
     client.set_nodelay(true)?;
     let _open = Breakable::new(client, shared)?;
     let mut reader = BufReader::new(client);
+    if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
+        // As a server answers that expects HTTP: whoever tries TLS first must not wait for more.
+        let mut to = client;
+        return Head::new("HTTP/1.0 400 Bad Request").write(&mut to);
+    }
     loop {
         let Some(request) = Head::read(&mut reader)? else { return Ok(()) };
         let (number, fault) = shared.note(&request);

@@ -258,3 +258,15 @@ fn it_is_a_clients_own_proxy_as_well() {
     Head::new("GET / HTTP/1.1").write(&mut client).unwrap();
     assert_eq!(Head::read(&mut reader).unwrap().unwrap().first, "HTTP/1.0 200 OK");
 }
+
+#[test]
+fn a_client_that_speaks_tls_is_told_at_once_that_nobody_here_does() {
+    let server = Server::with(b"body".to_vec());
+    let proxy = Proxy::before(server.address);
+    let mut client = TcpStream::connect(proxy.address()).unwrap();
+    // The start of a ClientHello, in which no line ends.
+    client.write_all(&[22, 3, 1, 0, 200, 1, 0, 0, 196]).unwrap();
+    let mut reader = BufReader::new(client);
+    assert_eq!(Head::read(&mut reader).unwrap().unwrap().status(), 400);
+    assert!(proxy.seen().is_empty());
+}
