@@ -21,6 +21,11 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorKind, Result, storage};
 
+/// Files that people and programs put into a home; see `settings`.
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const POLICY: &str = "policy.json";
+pub(crate) const AUTH: &str = "auth.json";
+const SETTINGS: [&str; 3] = [CONFIG, POLICY, AUTH];
 /// How a folder begins its name that is being deleted.
 pub(crate) const TRASH: &str = "removed-";
 /// How a folder begins its name that is being made into a box.
@@ -63,14 +68,22 @@ impl Home {
         match fs::read_dir(&self.root) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(failed(e)),
-            Ok(mut entries) => match entries.next().transpose().map_err(failed)? {
-                Some(_) if !self.boxes().is_dir() => {
-                    let message = format!("{} is not empty, and no home of BoxLite", self.root.display());
-                    Err(Error::new(ErrorKind::Config, message)
-                        .with_hint("name a folder that does not exist yet"))
+            Ok(_) if self.boxes().is_dir() => Ok(()),
+            Ok(entries) => {
+                for entry in entries {
+                    // Settings may be there before anything else is.
+                    if !SETTINGS
+                        .iter()
+                        .any(|name| entry.as_ref().is_ok_and(|entry| entry.file_name() == *name))
+                    {
+                        entry.map_err(failed)?;
+                        let message = format!("{} is not empty, and no home of BoxLite", self.root.display());
+                        return Err(Error::new(ErrorKind::Config, message)
+                            .with_hint("name a folder that does not exist yet"));
+                    }
                 }
-                _ => Ok(()),
-            },
+                Ok(())
+            }
         }
     }
 
@@ -230,12 +243,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         DirBuilder::new().mode(0o755).create(folder.path().join("photos")).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join(CONFIG), "{}").unwrap();
         assert_eq!(Home::open(folder.path().to_owned()).unwrap_err().kind(), ErrorKind::Config);
         assert_eq!(
             fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777,
             0o755,
             "left as it was"
         );
+    }
+
+    #[test]
+    fn a_folder_with_nothing_but_settings_becomes_a_home() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in SETTINGS {
+            fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        Home::open(folder.path().to_owned()).unwrap();
+        Home::open(folder.path().to_owned()).unwrap();
     }
 
     #[test]

@@ -235,7 +235,7 @@ pub(crate) fn platform(text: Option<&str>) -> Result<Platform> {
 pub(crate) fn image_error(error: ImageError) -> Error {
     let kind = match &error {
         error if error.is_not_found() => ErrorKind::NotFound,
-        ImageError::Registry { .. } => ErrorKind::Network,
+        ImageError::Registry { .. } | ImageError::Searched { .. } => ErrorKind::Network,
         ImageError::InUse { .. } => ErrorKind::InvalidState,
         ImageError::Reference(_)
         | ImageError::Digest(_)

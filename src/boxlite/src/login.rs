@@ -1,9 +1,9 @@
 //! Logins at registries.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::home::AUTH;
 use crate::registry::{Credentials, RegistryError};
 use crate::runtime::{BoxliteRuntime, blocking};
-use crate::settings::AUTH;
 
 impl BoxliteRuntime {
     /// Asks a registry whether it accepts a login, and keeps it in the home folder, in `auth.json`, for all pulls to come:

@@ -9,15 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::home::{AUTH, CONFIG, POLICY};
 use crate::image::Limits;
 use crate::options::{BoxliteOptions, env_vars};
 use crate::record::read_bounded;
 use crate::registry::{Credentials, ImageRegistry, ImageRegistryProxy, Registries};
 
-/// The file's name in a home folder.
-const NAME: &str = "config.json";
-/// The file with logins, in a home folder.
-pub(crate) const AUTH: &str = "auth.json";
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
 /// Where a signature policy is looked for, after the home folder: for the user, then for the machine, as
@@ -52,7 +49,7 @@ impl Settings {
             .config_file
             .clone()
             .or_else(|| env::var_os(env_vars::CONFIG).filter(|v| !v.is_empty()).map(Into::into));
-        let path = named.clone().unwrap_or_else(|| home.join(NAME));
+        let path = named.clone().unwrap_or_else(|| home.join(CONFIG));
         let file = match read_bounded(&path, LIMIT)? {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 Error::new(ErrorKind::Config, format!("cannot use the configuration {}", path.display()))
@@ -116,7 +113,7 @@ fn auth_files(home: &Path) -> Vec<PathBuf> {
 fn default_policy(home: &Path) -> Result<Option<PathBuf>> {
     let user =
         env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(USER_POLICY));
-    for path in [Some(home.join("policy.json")), user, Some(MACHINE_POLICY.into())].into_iter().flatten() {
+    for path in [Some(home.join(POLICY)), user, Some(MACHINE_POLICY.into())].into_iter().flatten() {
         match path.try_exists() {
             Ok(true) => return Ok(Some(path)),
             Ok(false) => {}

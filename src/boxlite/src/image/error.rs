@@ -116,6 +116,16 @@ pub enum ImageError {
         /// Why.
         source: Box<RegistryError>,
     },
+    /// None of the registries that are searched gave the image.
+    #[error("cannot pull {reference} from any registry that is searched: {}", tried.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>().join("; "))]
+    Searched {
+        /// The name that was given, without a registry.
+        reference: String,
+        /// Each registry, and why not from there, with all causes.
+        tried: Vec<(String, String)>,
+        /// Whether all of them said that they have no such image.
+        absent: bool,
+    },
     /// Nothing could be pulled by a name, for a reason that lies in what came.
     #[error("cannot pull {reference} from {registry}")]
     Pull {
@@ -191,6 +201,7 @@ impl ImageError {
         match self {
             Self::NotFound { .. } => true,
             Self::Registry { source, .. } => source.is_not_found(),
+            Self::Searched { absent, .. } => *absent,
             _ => false,
         }
     }

@@ -20,7 +20,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::growth::Growth;
 use super::install::{LOOK, Supply, TAKEN_LOOK, Told};
-use super::manifest::{DOCUMENT_MAX, Descriptor};
+use super::manifest::{DOCUMENT_MAX, Descriptor, broken};
 use super::platform::Platform;
 use super::record::{Origin, Text, registry_origin};
 use super::reference::Reference;
@@ -81,21 +81,38 @@ impl ImageStore {
             .enable_all()
             .build()
             .map_err(|error| ImageError::io("start the threads of", "a pull", error))?;
-        let mut failed: Option<ImageError> = None;
+        let mut failures: Vec<ImageError> = Vec::new();
         for name in &names {
             let pull = Pull { store: self, registries, runtime: &runtime, policy: &policy, name, platform };
             match pull.run(watch) {
-                // The next one may have it. What is told in the end is the first failure that is more than its absence.
-                Err(error) if error.is_elsewhere() => {
-                    if failed.as_ref().is_none_or(ImageError::is_not_found) {
-                        failed = Some(error);
-                    }
-                }
+                // The next one may have it.
+                Err(error) if error.is_elsewhere() => failures.push(error),
                 result => return result,
             }
         }
-        Err(failed.unwrap_or_else(|| unreachable!("there is at least one name")))
+        if failures.len() == 1 {
+            return Err(failures.remove(0));
+        }
+        let absent = failures.iter().all(ImageError::is_not_found);
+        let tried =
+            names.iter().zip(&failures).map(|(name, error)| (name.registry().to_owned(), causes(error)));
+        Err(ImageError::Searched {
+            reference: super::error::shown(reference.as_bytes()),
+            tried: tried.collect(),
+            absent,
+        })
     }
+}
+
+/// What led to an error, without the error itself.
+fn causes(error: &ImageError) -> String {
+    let mut words = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        words.push(cause.to_string());
+        next = cause.source();
+    }
+    words.join(": ")
 }
 
 /// The full names that a reference may mean, in the order in which they are tried.
@@ -242,11 +259,37 @@ impl Documents for Remote<'_> {
         Ok(self.pull.wait(self.watch, self.repository.manifest(&digest))?.bytes)
     }
 
-    fn configuration(&mut self, _: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
-        if let Some(bytes) = self.stored(descriptor)? {
-            return Ok(bytes);
+    /// A configuration is a blob, so of several processes that want it, one fetches it and the others wait.
+    fn configuration(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        let (digest, size) = (descriptor.digest()?, descriptor.size);
+        if size > DOCUMENT_MAX {
+            return Err(broken(what, "it has more than 4 MiB"));
         }
-        self.pull.wait(self.watch, self.repository.document(&descriptor.digest()?, descriptor.size))
+        let blobs = &self.pull.store.blobs;
+        let growth = Growth::new(digest, size);
+        loop {
+            if let Some(bytes) = self.stored(descriptor)? {
+                return Ok(bytes);
+            }
+            match blobs.begin(&growth)? {
+                // Damaged, with its right size.
+                Begun::Complete => blobs.remove(&digest)?,
+                Begun::Taken => {
+                    (self.watch)(Progress::Waiting)?;
+                    std::thread::park_timeout(TAKEN_LOOK);
+                }
+                Begun::Ours(mut partial) => {
+                    let bytes = self.pull.wait(self.watch, self.repository.document(&digest, size))?;
+                    // What an earlier attempt has left is the start of it, or makes it wrong and is removed.
+                    let start = usize::try_from(partial.written()).unwrap_or(usize::MAX).min(bytes.len());
+                    partial.append(&bytes[start..])?;
+                    match partial.finish() {
+                        Err(ImageError::Blob { .. }) if start > 0 => {}
+                        finished => finished?,
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -377,7 +377,10 @@ impl Extended {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.retain(|(known, _)| known != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    // An empty value takes the record back (pax, POSIX): that is how all builders of images read it.
+                    if !value.is_empty() {
+                        self.xattrs.push((name.to_vec(), value.to_vec()));
+                    }
                 }
             }
         }
