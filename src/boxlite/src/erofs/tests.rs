@@ -233,3 +233,83 @@ fn a_boot_disk_that_cannot_be_made_leaves_the_old_one() {
     assert!(matches!(made, Err(super::boot::BootDiskError::Agent { .. })));
     assert_eq!(fs::read(&image).unwrap(), b"old");
 }
+
+#[test]
+fn files_that_only_have_the_same_hash_share_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let mut contents = writer.contents();
+    for n in 1..=3u8 {
+        let mut extent = extent(&mut contents, &Xattrs::default(), &vec![n; 3 * BLOCK]);
+        extent.hash = 7;
+        writer
+            .tree()
+            .put(Tree::ROOT, &[n + b'0'], Meta::IMPLIED, &Xattrs::default(), Node::File(extent))
+            .unwrap();
+    }
+    contents.close().unwrap();
+    assert_eq!(writer.share(&mut || true).unwrap(), Some(0));
+    finish(writer, folder.path(), |root| {
+        for n in 1..=3u8 {
+            assert_eq!(fs::read(root.join(n.to_string())).unwrap(), vec![n; 3 * BLOCK]);
+        }
+    });
+}
+
+#[test]
+fn contents_written_at_once_are_shared_however_they_were_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let data: Vec<u8> = (0..700_000u32).flat_map(|n| n.to_le_bytes()).collect();
+    let extents = std::thread::scope(|scope| {
+        let threads: Vec<_> = [1 << 20, 4096, 1000]
+            .map(|piece| {
+                let (mut contents, data) = (writer.contents(), &data);
+                scope.spawn(move || {
+                    let small = extent(&mut contents, &Xattrs::default(), &data[..5000]);
+                    contents.begin(data.len() as u64, &Xattrs::default()).unwrap();
+                    data.chunks(piece).for_each(|piece| contents.append(piece).unwrap());
+                    let large = contents.end().unwrap();
+                    contents.close().unwrap();
+                    [small, large]
+                })
+            })
+            .into_iter()
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (n, extent) in extents.iter().enumerate() {
+        let name = n.to_string();
+        let node = Node::File(*extent);
+        writer.tree().put(Tree::ROOT, name.as_bytes(), Meta::IMPLIED, &Xattrs::default(), node).unwrap();
+    }
+    let blocks = (data.len() / BLOCK + 1) * BLOCK;
+    assert_eq!(writer.share(&mut || true).unwrap(), Some(2 * blocks as u64));
+    finish(writer, folder.path(), |root| {
+        for n in 0..6 {
+            let want = if n % 2 == 0 { &data[..5000] } else { data.as_slice() };
+            assert!(fs::read(root.join(n.to_string())).unwrap() == want, "{n}");
+        }
+    });
+}
+
+#[test]
+fn sharing_stops_when_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    file(&mut writer, "a", &[1; BLOCK]);
+    file(&mut writer, "b", &[1; BLOCK]);
+    assert_eq!(writer.share(&mut || false).unwrap(), None);
+}
+
+#[test]
+fn contents_of_another_size_than_was_said_are_refused() {
+    let writer = writer(tempfile::tempdir().unwrap().path());
+    let mut contents = writer.contents();
+    contents.begin(10, &Xattrs::default()).unwrap();
+    contents.append(b"less").unwrap();
+    assert!(matches!(contents.end(), Err(WriterError::Size)));
+    contents.begin(2, &Xattrs::default()).unwrap();
+    assert!(matches!(contents.append(b"more"), Err(WriterError::Size)));
+    assert!(matches!(contents.begin(1 << 45, &Xattrs::default()), Err(WriterError::TooLarge)));
+}

@@ -11,8 +11,7 @@
 //!   is an error;
 //! * `.wh.NAME` hides NAME of lower layers, `.wh..wh..opq` all that lower layers have in its folder; what the same layer
 //!   brings stays, wherever it stands;
-//! * a hard link brings no mode or owner of its own;
-//! * attributes that mean something to the machine that made the image, not to the image, are left out.
+//! * a hard link brings no mode or owner of its own.
 //!
 //! Sets what is resolved against what is in memory only: no name here ever reaches the host's file system.
 

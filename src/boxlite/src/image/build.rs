@@ -170,6 +170,9 @@ impl Slot<'_, '_> {
             let next = self.layers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some((number, layer)) = next else { return };
             let result = self.layer(number, layer);
+            if result.is_err() {
+                self.budget.stop();
+            }
             // There is room for one of each layer, and the caller listens to the end.
             self.to_caller.send(Event::Ended { number, result }).expect("the caller listens");
         }

@@ -1,6 +1,7 @@
 //! Converts one layer: contents go into the image at once, all else into a draft that waits for its turn.
 //!
-//! Whatever can be said of an entry without the layers beneath is said here.
+//! Whatever can be said of an entry without the layers beneath is said here. Attributes that mean something to the machine
+//! that made the image, not to the image, are left out.
 
 use std::io::Read;
 

@@ -162,3 +162,56 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     *bytes = rest;
     *taken
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::{TreeLimits, Writer};
+
+    #[test]
+    fn steps_are_read_back_as_they_were_written() {
+        let file = || tempfile::tempfile().unwrap();
+        let writer = Writer::new(file(), file(), TreeLimits { entries: 1, memory: 1 });
+        let mut contents = writer.contents();
+        let value = vec![b'v'; 60_000];
+        let xattrs = Xattrs::new([(b"user.x".as_slice(), value.as_slice())]).unwrap();
+        contents.begin(5000, &xattrs).unwrap();
+        contents.append(&[1; 5000]).unwrap();
+        let extent = contents.end().unwrap();
+        let changes = [
+            Change::Dir,
+            Change::File(extent),
+            Change::HardLink,
+            Change::Symlink,
+            Change::Char(1),
+            Change::Block(u32::MAX),
+            Change::Fifo,
+            Change::Whiteout,
+        ];
+        let step = |n: usize, change: &Change| Step {
+            change: *change,
+            path: vec![b'p'; n * 500],
+            target: vec![b't'; n * 400],
+            meta: Meta { mode: 0o7777, uid: u32::MAX, gid: 1, mtime: -1, mtime_ns: 999_999_999 },
+            xattrs: if n % 2 == 0 { xattrs.clone() } else { Xattrs::default() },
+        };
+        let mut draft = Draft::new(contents.spool());
+        let mut bytes = 0;
+        // More than a chunk of the scratch file, and two drafts in turns.
+        let mut other = Draft::new(contents.spool());
+        for (n, change) in changes.iter().enumerate() {
+            bytes += draft.push(&step(n, change)).unwrap();
+            other.push(&step(n + 1, change)).unwrap();
+        }
+        assert!(bytes > 240_000);
+        for (first, draft) in [(0, draft), (1, other)] {
+            let mut steps = draft.finish().unwrap().into_steps();
+            for (n, change) in (first..).zip(&changes) {
+                assert!(steps.next().unwrap() == Some(step(n, change)), "{change:?}");
+            }
+            assert_eq!(steps.next().unwrap(), None);
+        }
+        let empty = Draft::new(contents.spool()).finish().unwrap();
+        assert_eq!(empty.into_steps().next().unwrap(), None);
+    }
+}

@@ -26,6 +26,7 @@ mod error;
 mod export;
 mod frames;
 mod growth;
+mod gzip;
 mod input;
 mod install;
 mod limits;
@@ -76,7 +77,7 @@ pub enum Progress {
         /// How many there will be.
         total: u64,
     },
-    /// A layer is being converted.
+    /// A layer is being converted; several of them at once, and each is told of.
     Layer {
         /// Its number; the lowest is 1.
         layer: usize,

@@ -21,6 +21,7 @@ use super::budget::Budget;
 use super::digest::Digest;
 use super::error::LayerError;
 use super::frames::Frames;
+use super::gzip::Members;
 use super::input::Input;
 use super::tar::Source;
 
@@ -218,8 +219,7 @@ fn inflate(
     empty: &Receiver<Vec<u8>>,
 ) -> io::Result<bool> {
     match Compression::of(input.peek(4)?) {
-        // Several members behind each other are one stream; anything else behind the first is an error.
-        Compression::Gzip => forward(flate2::bufread::MultiGzDecoder::new(input), pieces, empty),
+        Compression::Gzip => forward(Members::new(input), pieces, empty),
         Compression::Zstd => forward(Frames::new(input, budget)?, pieces, empty),
         Compression::None => {
             input.is_content();

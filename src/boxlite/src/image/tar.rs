@@ -262,10 +262,10 @@ impl Header<'_> {
         let field = &self.block[148..156];
         let sum = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
         let unsigned = sum(self.block) - sum(field) + 8 * u64::from(b' ');
-        // Some old programs added signed bytes.
+        // Some old programs added signed bytes: 256 less for each that is negative.
         let high = |bytes: &[u8]| bytes.iter().filter(|byte| **byte >= 0x80).count() as u64;
-        let signed = i128::from(unsigned) - 256 * i128::from(high(self.block) - high(field));
-        let same = stored == unsigned || i128::from(stored) == signed;
+        let negative = 256 * (high(self.block) - high(field));
+        let same = stored == unsigned || stored.checked_add(negative) == Some(unsigned);
         if same { Ok(()) } else { Err(wrong) }
     }
 
@@ -527,6 +527,20 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn checksums_of_signed_bytes_are_accepted_and_wrong_ones_are_not() {
+        let mut bytes = written(tar::Header::new_gnu, "name", b"");
+        bytes[..3].copy_from_slice(b"\xff\x80\x7f");
+        bytes[148..156].fill(b' ');
+        let unsigned: i32 = bytes[..512].iter().map(|byte| i32::from(*byte)).sum();
+        let signed: i32 = bytes[..512].iter().map(|byte| i32::from(byte.cast_signed())).sum();
+        assert!(unsigned - signed > 256);
+        for (sum, good) in [(unsigned, true), (signed, true), (unsigned - 256, false), (signed - 1, false)] {
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(read(&bytes, 512).is_ok(), good, "{sum}");
         }
     }
 

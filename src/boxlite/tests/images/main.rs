@@ -5,6 +5,7 @@
 #![allow(missing_debug_implementations, reason = "test helpers are not printed")]
 
 mod archives;
+mod concurrent;
 mod content;
 mod hostile;
 mod layers;
