@@ -67,6 +67,11 @@ impl<'a> Budget<'a> {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
+    /// Stops when dropped.
+    pub(super) fn stop_on_drop(&self) -> StopOnDrop<'_> {
+        StopOnDrop(self)
+    }
+
     /// Whether to go on.
     pub(super) fn going(&self) -> Result<(), Cancelled> {
         if self.stopped.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
@@ -86,6 +91,16 @@ impl<'a> Budget<'a> {
                 Err(error) => error.into_inner().0,
             };
         }
+    }
+}
+
+/// Makes all threads end when dropped.
+#[derive(Debug)]
+pub(super) struct StopOnDrop<'a>(&'a Budget<'a>);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

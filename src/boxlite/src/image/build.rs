@@ -127,6 +127,8 @@ pub fn build(
     let (to_caller, events) = sync_channel(WORDS + count);
     let words = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        // A panic of `watch` ends the threads too.
+        let _stop = budget.stop_on_drop();
         for _ in 0..SLOTS.min(count) {
             let slot = Slot {
                 layers: &layers,

@@ -193,7 +193,7 @@ mod tests {
             path: vec![b'p'; n * 500],
             target: vec![b't'; n * 400],
             meta: Meta { mode: 0o7777, uid: u32::MAX, gid: 1, mtime: -1, mtime_ns: 999_999_999 },
-            xattrs: if n % 2 == 0 { xattrs.clone() } else { Xattrs::default() },
+            xattrs: if n.is_multiple_of(2) { xattrs.clone() } else { Xattrs::default() },
         };
         let mut draft = Draft::new(contents.spool());
         let mut bytes = 0;

@@ -23,7 +23,8 @@ pub struct Limits {
     pub depth: usize,
     /// Bytes of an entry's extended attributes.
     pub xattrs: usize,
-    /// Bytes of memory for names, attributes and inodes.
+    /// Bytes of memory for names, attributes and inodes. Four times as much of names and attributes may wait on disk until
+    /// the layers beneath have been applied.
     pub memory: u64,
     /// Members of an archive that holds an image: blobs, not files of the image.
     pub members: usize,

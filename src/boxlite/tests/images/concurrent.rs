@@ -181,6 +181,19 @@ fn cancelling_while_all_layers_wait_ends_all_and_opens_no_more() {
 }
 
 #[test]
+fn a_watch_that_panics_takes_the_threads_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let endless =
+        Layer::new().raw(&Header { size: Some(1 << 43), ..Header::new(b'0', "f") }, b"").unfinished();
+    let endless = || source(&endless, |header| Ok(Box::new(Cursor::new(header).chain(io::repeat(0)))));
+    let mut limits = Limits::default();
+    (limits.bytes, limits.ratio) = (u64::MAX, u64::MAX);
+    let watch = &mut |_| panic!("the program that embeds this has a bug");
+    let build = || make(vec![endless(), endless()], &folder.path().join("image"), &limits, watch);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(build)).is_err());
+}
+
+#[test]
 fn limits_hold_for_all_layers_together() {
     let entries = |layer: usize| {
         let files = (0..30).map(|n| format!("{layer}-{n}"));
