@@ -143,7 +143,7 @@ fn a_layer_that_fails_ends_those_that_would_go_on_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     // A file of all the bytes that a file can have.
     let endless =
-        Layer::new().raw(&Header { size: Some(1 << 43), ..Header::new(b'0', "f") }, b"").unfinished();
+        Layer::new().raw(&Header { size: Some(1 << 42), ..Header::new(b'0', "f") }, b"").unfinished();
     let endless = || source(&endless, |header| Ok(Box::new(Cursor::new(header).chain(io::repeat(0)))));
     let layers = vec![endless(), endless(), plain(b"this is no tar stream, whatever it may be"), endless()];
     let mut limits = Limits::default();
@@ -184,7 +184,7 @@ fn cancelling_while_all_layers_wait_ends_all_and_opens_no_more() {
 fn a_watch_that_panics_takes_the_threads_along() {
     let folder = tempfile::tempdir().unwrap();
     let endless =
-        Layer::new().raw(&Header { size: Some(1 << 43), ..Header::new(b'0', "f") }, b"").unfinished();
+        Layer::new().raw(&Header { size: Some(1 << 42), ..Header::new(b'0', "f") }, b"").unfinished();
     let endless = || source(&endless, |header| Ok(Box::new(Cursor::new(header).chain(io::repeat(0)))));
     let mut limits = Limits::default();
     (limits.bytes, limits.ratio) = (u64::MAX, u64::MAX);
