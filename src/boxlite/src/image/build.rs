@@ -120,6 +120,7 @@ pub fn build(
         waiting: BTreeMap::new(),
         next: 1,
         failed: None,
+        is_stopping: false,
         cancelled: None,
         skipped_xattrs: 0,
     };
@@ -212,6 +213,8 @@ struct Order<'a, 'w> {
     next: usize,
     /// The lowest layer that failed by itself.
     failed: Option<(usize, LayerError)>,
+    /// Whether the caller knows that it failed.
+    is_stopping: bool,
     cancelled: Option<Cancelled>,
     skipped_xattrs: u64,
 }
@@ -251,9 +254,15 @@ impl Order<'_, '_> {
 
     fn fail(&mut self, number: usize, error: LayerError) {
         self.budget.stop();
-        // Who was stopped has not failed.
-        let failed = !matches!(error, LayerError::Cancelled(_));
-        if failed && self.failed.as_ref().is_none_or(|(lowest, _)| number < *lowest) {
+        if !std::mem::replace(&mut self.is_stopping, true) && self.cancelled.is_none() {
+            // The answer says nothing new: it stops in any case.
+            (self.watch)(Progress::Stopping).unwrap_or_default();
+        }
+        // Who was stopped has not failed, nor has who waited for bytes that nobody brings any more.
+        let unread = matches!(error, LayerError::Read(_));
+        let broken = self.failed.as_ref().is_some_and(|(_, first)| !matches!(first, LayerError::Read(_)));
+        let stopped = matches!(error, LayerError::Cancelled(_)) || unread && broken;
+        if !stopped && self.failed.as_ref().is_none_or(|(lowest, _)| number < *lowest) {
             self.failed = Some((number, error));
         }
     }

@@ -277,6 +277,10 @@ impl ImageStore {
         };
         let layers = sources.iter().map(source).collect();
         let mut watch = |step| {
+            if step == Progress::Stopping {
+                // Readers wait for layers that are of no use any more.
+                stop.now();
+            }
             stop.check()?;
             told.send(step).unwrap_or_default();
             Ok(())

@@ -86,6 +86,8 @@ pub enum Progress {
         /// Bytes read of it, uncompressed.
         bytes: u64,
     },
+    /// The work has failed: what is still under way is ended, and then the error is told.
+    Stopping,
     /// A layer is part of the disk.
     Converted {
         /// Its number; the lowest is 1.

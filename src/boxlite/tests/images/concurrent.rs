@@ -139,6 +139,22 @@ fn the_lowest_layer_that_failed_is_named_while_another_one_waits() {
 }
 
 #[test]
+fn a_failure_is_told_at_once_so_that_nobody_waits_for_a_download_and_is_told_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gate, bad) = (Arc::new(Gate::default()), vec![1; 1024]);
+    let held = gate.clone();
+    let waiting = source(b"", |_| Ok(Box::new(Gated { gate: held, bytes: None })));
+    let error =
+        make(vec![waiting, plain(&bad)], &folder.path().join("image"), &Limits::default(), &mut |step| {
+            if step == Progress::Stopping {
+                gate.open();
+            }
+            Ok(())
+        });
+    assert!(matches!(error, Err(ImageError::Layer { number: 2, .. })), "{error:?}");
+}
+
+#[test]
 fn a_layer_that_fails_ends_those_that_would_go_on_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     // A file of all the bytes that a file can have.
