@@ -3,11 +3,12 @@
 #
 #   build.sh [IMAGE]...      prints the folder that holds them; without arguments, makes those that the tests need
 #
-# An image is a script beside this one: busybox, python, debian, layers and platforms for the tests, large for benchmarks.
-# The folder is ${BOXLITE_CACHE:-~/.cache/boxlite}/test-images/v3, and holds for each image:
+# An image is a script beside this one: busybox, python, debian, layers and platforms for the tests, large for the
+# benchmark. The folder is ${BOXLITE_CACHE:-~/.cache/boxlite}/test-images/v3, and holds for each image:
 #
 #   <name>.oci/          an OCI layout, tag = reference without the name (latest, 3)
-#   <name>.oci.tar       an OCI archive; org.opencontainers.image.ref.name is the whole reference (busybox, python, debian)
+#   <name>.oci.tar       an OCI archive; org.opencontainers.image.ref.name is the whole reference
+#                        (busybox, python and debian)
 #   <name>.docker.tar    what `docker save` writes (busybox alone)
 #   <name>.rootfs.tar    the content of its one layer, as a plain tar file (python and debian)
 #

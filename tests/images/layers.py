@@ -2,12 +2,12 @@
 
     layers.py LAYOUT SCRATCH SOURCE...     SOURCE is a folder or a tar file, the lowest first
 
-Tags, all with the same tree:
+Tags; the first three have the same tree:
 
     latest      gzip, OCI media types
     docker      the same blobs under Docker's media types
     mixed       one layer zstd, one not compressed, OCI media types
-    only-NN     the layer NN alone, to measure what it costs
+    only-NN     the layer of packages NN alone, to measure what it costs; the others are small, and need what lies below
 """
 
 import io
@@ -104,8 +104,8 @@ def removed(edit: Edit) -> None:
 def opaque(edit: Edit) -> None:
     edit.whiteout("t/gone/deep")
     edit.file("t/removed-and-made-again", "second")
-    # The mark stands behind an entry of its own layer, which it must spare. (Behind the folder as well, umoci would give
-    # that the time of its own work.)
+    # The mark stands behind an entry of its own layer, which it must spare. (Behind the folder as well, umoci would
+    # give that the time of its own work.)
     edit.folder("t/opaque", mode=0o750)
     edit.file("t/opaque/new", "new")
     edit.opaque("t/opaque")
@@ -163,7 +163,8 @@ def special(edit: Edit) -> None:
     edit.file("t/special/nobody", "x", mode=0, uid=65534, gid=65534)
     edit.file("t/special/far", "x", uid=1234567, gid=3000000000)
     edit.file("t/special/ping", "#!\n", mode=0o755, xattrs={"security.capability": CAPABILITY})
-    edit.file("t/special/noted", "x", xattrs={"user.note": b"text", "user.empty": b"", "user.bytes": b"\xff\xfe\n=\x01"})
+    notes = {"user.note": b"text", "user.empty": b"", "user.bytes": b"\xff\xfe\n=\x01"}
+    edit.file("t/special/noted", "x", xattrs=notes)
     edit.file("t/special/much", "x", xattrs={f"user.{number:03}": b"v" * 50 for number in range(30)})
     edit.folder("t/special/folder", xattrs={"user.note": b"on a folder"})
     for number in range(3):
@@ -212,7 +213,8 @@ EDITS: list[Callable[[Edit], None]] = [
 
 
 def main() -> None:
-    folder, scratch, *sources = map(Path, sys.argv[1:])
+    folder, scratch, *packages = map(Path, sys.argv[1:])
+    sources = list(packages)
     scratch.mkdir()
     for number, write in enumerate(EDITS):
         edit = Edit(scratch / f"{number:02}.tar")
@@ -228,7 +230,7 @@ def main() -> None:
     mixed[1] = layout.layer(sources[1], "zstd")
     mixed[-1] = layout.layer(sources[-1], "none")
     layout.tag("mixed", layout.image(mixed, cmd))
-    for number, layer in enumerate(layers, 1):
+    for number, layer in enumerate(layers[: len(packages)], 1):
         layout.tag(f"only-{number:02}", layout.image([layer], cmd))
 
 

@@ -1,5 +1,5 @@
-# layers:latest: fifteen layers, five of them of packages and ten that change, remove and replace what lies below in every
-# way that a layer can. Sourced by build.sh. Other tags are the same content in other forms: see layers.py.
+# layers:latest: fifteen layers, five of them of packages and ten that change, remove and replace what lies below in
+# every way that a layer can. Sourced by build.sh. Other tags are the same content in other forms: see layers.py.
 # shellcheck shell=bash
 
 # shellcheck disable=SC2034  # Read by build.sh.

@@ -2,8 +2,8 @@
 
     tree.py FOLDER
 
-One line an entry, sorted: path, kind, mode, owner, group, links, size or device, time of change in nanoseconds, target or
-SHA-256 of the content, extended attributes. Of the names of one file each has the first of them in its line.
+One line an entry, sorted: path, kind, mode, owner and group, links, size or device, time of change in nanoseconds,
+target or SHA-256 of the content, extended attributes. Of the names of one file each has the first of them in its line.
 """
 
 import hashlib
