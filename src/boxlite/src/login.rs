@@ -16,6 +16,7 @@ impl BoxliteRuntime {
         let (host, user, password) = (registry.to_owned(), username.to_owned(), password.to_owned());
         inner
             .registries
+            .fresh()
             .check_login(&host, &user, &password)
             .await
             .map_err(|error| failed("log in to", registry, error))?;

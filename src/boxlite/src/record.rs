@@ -22,6 +22,9 @@ pub(crate) struct BoxRecord {
     pub(crate) created_unix_nanos: u64,
     pub(crate) image: String,
     pub(crate) image_digest: String,
+    /// The full name by which the image was asked for: what a signature policy is asked about at each start.
+    #[serde(default)]
+    pub(crate) image_name: Option<String>,
     pub(crate) cpus: u8,
     pub(crate) memory_mib: u32,
     pub(crate) auto_remove: bool,
@@ -41,7 +44,7 @@ impl BoxRecord {
         name: Option<String>,
         created_unix_nanos: u64,
         image: String,
-        image_digest: String,
+        (image_digest, image_name): (String, Option<String>),
         (cpus, memory_mib): (u8, u32),
         (auto_remove, detach): (bool, bool),
         container: ContainerSpec,
@@ -53,6 +56,7 @@ impl BoxRecord {
             created_unix_nanos,
             image,
             image_digest,
+            image_name,
             cpus,
             memory_mib,
             auto_remove,

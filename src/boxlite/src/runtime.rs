@@ -30,7 +30,8 @@ use crate::erofs;
 use crate::error::{Error, ErrorKind, Result, storage};
 use crate::home::{DRAFT, FileLock, Held, Home, TRASH, is_id, new_id, write_atomic};
 use crate::image::{
-    ImageConfig, ImageStore, Platform, Progress, Pruned, Removed, StoredImage, Usage, Used, Watch,
+    ImageConfig, ImageError, ImageStore, Platform, Progress, Pruned, Removed, StoredImage, Usage, Used,
+    Watch, is_digest,
 };
 use crate::images::{Abandoned, ImageHandle, PullPolicy, image_error, platform};
 use crate::info::BoxInfo;
@@ -309,15 +310,28 @@ impl RuntimeInner {
         Ok(self.programs.get_or_init(|| found))
     }
 
-    fn records(&self) -> Result<Vec<BoxRecord>> {
+    fn ids(&self) -> Result<Vec<String>> {
         let folder = self.home.boxes();
         let failed = |e| storage(format!("cannot list {}", folder.display()), e);
-        let mut records = Vec::new();
+        let mut ids = Vec::new();
         for entry in fs::read_dir(&folder).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let Some(id) = name.to_str().filter(|name| is_id(name)) else { continue };
+            ids.extend(name.to_str().filter(|name| is_id(name)).map(str::to_owned));
+        }
+        Ok(ids)
+    }
+
+    /// Whether the program that created a box, and answers for it, lives.
+    pub(crate) fn has_owner(&self, id: &str) -> Result<bool> {
+        let owner = FileLock::attempt_existing(&self.home.files(id).folder().join(OWNER))?;
+        Ok(matches!(owner, Held::ByAnother))
+    }
+
+    fn records(&self) -> Result<Vec<BoxRecord>> {
+        let mut records = Vec::new();
+        for id in self.ids()? {
             // A box may be removed while we look.
-            match BoxRecord::read(&self.home.files(id).config()) {
+            match BoxRecord::read(&self.home.files(&id).config()) {
                 Ok(record) => records.extend(record),
                 Err(error) => tracing::warn!(id, error = %error.report(), "a box cannot be read"),
             }
@@ -374,7 +388,8 @@ impl RuntimeInner {
             );
             return Err(Error::new(ErrorKind::Image, message));
         }
-        self.store.check_policy(&image.digest).map_err(image_error)?;
+        let image_name = image.name.clone();
+        self.check_policy(&image.digest, image_name.as_deref())?;
         let id = new_id()?;
         let container = container(options, &image.config, &id)?;
         let record = BoxRecord::new(
@@ -382,7 +397,7 @@ impl RuntimeInner {
             name,
             unix_nanos(SystemTime::now()),
             reference,
-            image.digest.clone(),
+            (image.digest.clone(), image_name),
             (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(MEMORY_MIB)),
             (options.auto_remove, options.detach),
             container,
@@ -425,7 +440,8 @@ impl RuntimeInner {
         let wanted = platform(options.platform.as_deref())?;
         if options.pull != PullPolicy::Always {
             match self.store.get_any(&self.registries, &reference) {
-                Ok(image) if options.platform.is_none() || image.is_for(&wanted) => {
+                // A digest is one image, for whatever it is.
+                Ok(image) if image.is_for(&wanted) || is_digest(&reference) => {
                     return Ok((reference, image));
                 }
                 Ok(image) if options.pull == PullPolicy::Never => {
@@ -441,7 +457,14 @@ impl RuntimeInner {
         }
         let pulled = self.store.pull(&self.registries, &reference, &wanted, watch).map_err(image_error)?;
         let image = self.store.get(&pulled.image.digest).map_err(image_error)?;
-        Ok((reference, image))
+        Ok((reference, StoredImage { name: Some(pulled.reference), ..image }))
+    }
+
+    /// Asks the signature policy about an image, and the name that it is used by.
+    fn check_policy(&self, digest: &str, name: Option<&str>) -> Result<()> {
+        let name =
+            name.map(str::parse).transpose().map_err(|error| image_error(ImageError::Reference(error)))?;
+        self.store.check_policy(digest, name.as_ref()).map_err(image_error)
     }
 
     fn load_one(&self, path: &Path, watch: Watch<'_>) -> Result<String> {
@@ -500,9 +523,12 @@ impl RuntimeInner {
     /// locked, or the answer is out of date.
     fn used(&self) -> Result<Used> {
         let mut used = Used::new();
-        for record in self.records()? {
-            let name = record.name.unwrap_or(record.id);
-            used.entry(record.image_digest).or_default().push(name);
+        for id in self.ids()? {
+            // One that cannot be read may use any image: then nothing is said.
+            if let Some(record) = BoxRecord::read(&self.home.files(&id).config())? {
+                let name = record.name.unwrap_or(record.id);
+                used.entry(record.image_digest).or_default().push(name);
+            }
         }
         Ok(used)
     }
@@ -628,7 +654,10 @@ impl RuntimeInner {
         let inner = self.clone();
         let record = record.clone();
         let id = record.id.clone();
-        let (shim, files, config) = blocking(move || inner.prepare(&record, await_attach)).await?;
+        let abandoned = Abandoned::default();
+        let check = abandoned.check();
+        let (shim, files, config) =
+            blocking(move || inner.prepare(&record, await_attach, &mut |_| check())).await?;
         let monitor = Arc::new(Monitor::spawn(&shim, &files, &config).await?);
         let mut boxes = self.owned();
         // Boxes that have removed themselves are forgotten here, so that the map does not grow with their number.
@@ -641,11 +670,16 @@ impl RuntimeInner {
         Ok(monitor)
     }
 
-    fn prepare(&self, record: &BoxRecord, await_attach: bool) -> Result<(PathBuf, BoxFiles, MonitorConfig)> {
+    fn prepare(
+        &self,
+        record: &BoxRecord,
+        await_attach: bool,
+        watch: Watch<'_>,
+    ) -> Result<(PathBuf, BoxFiles, MonitorConfig)> {
         let programs = self.programs()?;
         let files = self.home.files(&record.id);
-        self.store.check_policy(&record.image_digest).map_err(image_error)?;
-        let image = self.store.disk(&record.image_digest).map_err(image_error)?;
+        self.check_policy(&record.image_digest, record.image_name.as_deref())?;
+        let image = self.store.disk(&record.image_digest, watch).map_err(image_error)?;
         let disk = |path, format, read_only| DiskSpec { path, format, read_only };
         let port = |port, path, direction| VsockPort { port, path, direction };
         let vm = VmSpec {

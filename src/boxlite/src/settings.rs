@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{AUTH, CONFIG, POLICY};
-use crate::image::Limits;
+use crate::image::{Limits, PolicyFile};
 use crate::options::{BoxliteOptions, env_vars};
 use crate::record::read_bounded;
 use crate::registry::{Credentials, ImageRegistry, ImageRegistryProxy, Registries};
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) registries: Vec<ImageRegistry>,
     pub(crate) search: Vec<String>,
     pub(crate) proxy: Option<ImageRegistryProxy>,
-    pub(crate) policy: Option<PathBuf>,
+    pub(crate) policy: PolicyFile,
     pub(crate) limits: Limits,
 }
 
@@ -70,10 +70,7 @@ impl Settings {
             }
         }
         let policy = options.signature_policy.clone().or(file.signature_policy);
-        let policy = match policy {
-            Some(policy) => Some(policy),
-            None => default_policy(home)?,
-        };
+        let policy = policy.map_or_else(|| default_policy(home), PolicyFile::Named);
         Ok(Self {
             registries,
             search: options.search_registries.clone(),
@@ -109,19 +106,11 @@ fn auth_files(home: &Path) -> Vec<PathBuf> {
     [Some(home.join(AUTH)), docker].into_iter().flatten().collect()
 }
 
-/// The first policy that exists. One that cannot be looked for may exist, so that is an error.
-fn default_policy(home: &Path) -> Result<Option<PathBuf>> {
-    let user =
-        env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(USER_POLICY));
-    for path in [Some(home.join(POLICY)), user, Some(MACHINE_POLICY.into())].into_iter().flatten() {
-        match path.try_exists() {
-            Ok(true) => return Ok(Some(path)),
-            Ok(false) => {}
-            Err(error) => {
-                let message = format!("cannot look for the signature policy {}", path.display());
-                return Err(Error::new(ErrorKind::Config, message).with_source(error));
-            }
-        }
-    }
-    Ok(None)
+/// Where a policy is looked for when none is named.
+fn default_policy(home: &Path) -> PolicyFile {
+    let user = env::var_os("HOME").filter(|home| !home.is_empty());
+    let user = user.map(|home| PathBuf::from(home).join(USER_POLICY));
+    PolicyFile::First(
+        [Some(home.join(POLICY)), user, Some(MACHINE_POLICY.into())].into_iter().flatten().collect(),
+    )
 }

@@ -78,7 +78,8 @@ impl BoxliteRuntime {
         let before = self.disk_usage().await?.total_bytes();
         let mut pruned = SystemPruned::default();
         for info in self.list_info().await? {
-            if info.status.is_active() {
+            // Who has just created one is about to start it.
+            if info.status.is_active() || self.inner().has_owner(&info.id)? {
                 continue;
             }
             match self.remove(&info.id, false).await {

@@ -111,7 +111,7 @@ impl Archive {
             if matches!(files, Files::Folder(_)) {
                 return Err(unknown("an unpacked `docker save` archive; give the archive itself"));
             }
-            (ArchiveKind::DockerArchive, docker(&files, &mut resolver, &list)?)
+            (ArchiveKind::DockerArchive, docker(&files, &mut resolver, &list, limits, watch)?)
         } else {
             return Err(unknown("it has no index.json and no manifest.json"));
         };
@@ -221,9 +221,12 @@ fn docker(
     files: &Files,
     resolver: &mut Resolver<'_, Held<'_>>,
     list: &[u8],
+    limits: &Limits,
+    watch: Watch<'_>,
 ) -> Result<Vec<FoundImage>, ImageError> {
     let list: Vec<DockerImage> = parse("manifest.json", list)?;
     let mut images = Vec::new();
+    let mut hashed: HashMap<Vec<u8>, Summary> = HashMap::new();
     for image in list {
         let name = normalized(image.config.as_bytes());
         let what = format!("configuration {}", super::error::shown(&name));
@@ -240,10 +243,21 @@ fn docker(
         }
         let mut layers = Vec::new();
         let mut members = BTreeMap::new();
-        for member in image.layers.unwrap_or_default() {
+        let names = image.layers.unwrap_or_default();
+        if names.len() > limits.layers {
+            return Err(ImageError::Layers { count: names.len(), limit: limits.layers });
+        }
+        for member in names {
             let name = normalized(member.as_bytes());
-            let found = files.summary(&name)?;
-            let summary = found.ok_or_else(|| ImageError::Missing(super::error::shown(&name)))?;
+            // Images of one archive have layers in common.
+            let summary = match hashed.get(&name) {
+                Some(summary) => *summary,
+                None => {
+                    let found = files.summary(&name, watch)?;
+                    let summary = found.ok_or_else(|| ImageError::Missing(super::error::shown(&name)))?;
+                    *hashed.entry(name.clone()).or_insert(summary)
+                }
+            };
             layers.push(json!({
                 "mediaType": summary.media_type,
                 "digest": summary.digest.to_string(),
@@ -346,7 +360,7 @@ impl Files {
     }
 
     /// What a manifest says of a member that is a layer; nothing when there is no such member.
-    fn summary(&self, name: &[u8]) -> Result<Option<Summary>, ImageError> {
+    fn summary(&self, name: &[u8], watch: Watch<'_>) -> Result<Option<Summary>, ImageError> {
         let section = match self {
             Self::Folder(_) => None,
             Self::Tar(tar) => tar.find(name),
@@ -355,6 +369,7 @@ impl Files {
         let failed = |error| ImageError::Archive(LayerError::Read(error));
         let size = section.end - section.at;
         let (mut hash, mut buffer, mut media_type) = (Sha256::new(), vec![0; 256 << 10], None);
+        let mut bytes = 0;
         loop {
             let length = match section.read(&mut buffer) {
                 Ok(0) => break,
@@ -364,6 +379,8 @@ impl Files {
             };
             media_type.get_or_insert_with(|| layer_type(Compression::of(&buffer[..length])));
             hash.update(&buffer[..length]);
+            bytes += length as u64;
+            watch(Progress::Unpacking { bytes })?;
         }
         let media_type = media_type.unwrap_or_else(|| layer_type(Compression::None));
         Ok(Some(Summary { digest: Digest::finish(hash), size, media_type }))
@@ -371,6 +388,7 @@ impl Files {
 }
 
 /// A layer in an older archive.
+#[derive(Debug, Clone, Copy)]
 struct Summary {
     digest: Digest,
     size: u64,
@@ -449,7 +467,7 @@ impl TarFile {
         let length = file.metadata().map_err(|error| ImageError::io("read", path, error))?.len();
         let file = Arc::new(file);
         let mut tar = TarReader::new(FileSource::new(file.clone(), length));
-        let mut members = HashMap::new();
+        let (mut members, mut names) = (HashMap::new(), 0);
         let archive_error = |error| match error {
             // Not even the first header: this never was one.
             LayerError::Tar(TarError::Checksum { at: 0 }) => {
@@ -478,6 +496,15 @@ impl TarFile {
                 }
                 Kind::Dir | Kind::Char | Kind::Block | Kind::Fifo => continue,
             };
+            let target = if let Member::Link(target) = &member { target.len() } else { 0 };
+            names += (name.len() + target) as u64;
+            if name.len().max(target) > limits.path || names > limits.memory / 4 {
+                let limit = limits.memory / 4;
+                return Err(ImageError::Archive(LayerError::Limit {
+                    what: "bytes of members' names",
+                    limit,
+                }));
+            }
             members.insert(name, member);
             if members.len() > limits.members {
                 let limit = limits.members as u64;

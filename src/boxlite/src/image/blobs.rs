@@ -64,19 +64,28 @@ impl Blobs {
         self.complete.join(digest.hex())
     }
 
-    /// Whether a blob is there with its full size. One of another size was damaged, and is removed.
+    /// Whether a blob is there with its full size. One of another size that was damaged is removed; if it was not, the
+    /// size that was said of it is an error.
     pub(super) fn has(&self, digest: &Digest, size: u64) -> Result<bool, ImageError> {
         let path = self.path(digest);
         match fs::metadata(&path) {
             Ok(meta) if meta.len() == size => Ok(true),
+            // Either of both is wrong: what is stored, or what somebody says of it.
             Ok(meta) => {
-                tracing::warn!(%digest, size, found = meta.len(), "a stored blob is damaged, and removed");
-                self.remove(digest)?;
+                let wrong = LayerError::BlobSize { expected: size, actual: meta.len() };
+                if self.is_sound(digest)? {
+                    return Err(ImageError::Blob { digest: *digest, source: wrong });
+                }
                 Ok(false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(ImageError::io("look for", path, error)),
         }
+    }
+
+    pub(super) fn exists(&self, digest: &Digest) -> Result<bool, ImageError> {
+        let path = self.path(digest);
+        path.try_exists().map_err(|error| ImageError::io("look for", path, error))
     }
 
     /// A small blob; nothing when it is missing or damaged.
@@ -106,6 +115,11 @@ impl Blobs {
             file.persist(&path).map_err(|error| error.error)
         };
         put().map(drop).map_err(|error| ImageError::io("write", &path, error))
+    }
+
+    /// Removes what a download has left, unless somebody is at it: its next one begins anew.
+    pub(super) fn restart(&self, digest: &Digest) -> Result<(), ImageError> {
+        discard_partial(&self.partial.join(digest.hex())).map(drop)
     }
 
     /// Opens a complete blob.
@@ -188,7 +202,7 @@ impl Blobs {
     /// Removes a blob, and what is left of a download of it that nobody is at. Nobody may be loading or pulling.
     pub(super) fn forget(&self, digest: &Digest) -> Result<(), ImageError> {
         self.remove(digest)?;
-        discard_partial(&self.partial.join(digest.hex())).map(drop)
+        self.restart(digest)
     }
 
     /// What a complete blob takes on the disk; 0 when it is not there.

@@ -62,6 +62,32 @@ impl Record {
     }
 }
 
+/// A disk that the host's disk may not have yet.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    record: Record,
+    path: PathBuf,
+    record_path: PathBuf,
+}
+
+impl Unsynced {
+    /// Syncs the contents; takes as long as the host's disk takes.
+    pub(super) fn sync(&self) -> Result<(), ImageError> {
+        let synced = File::open(&self.path).and_then(|file| file.sync_all());
+        synced.map_err(|error| ImageError::io("sync", &self.path, error))
+    }
+
+    /// Writes down that it was synced, unless another disk has taken its place. The store must be locked.
+    pub(super) fn mark(self) -> Result<(), ImageError> {
+        match document::read::<Record>(&self.record_path)? {
+            Some(record) if record == self.record => {
+                document::write(&self.record_path, &Record { synced: true, ..record })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Disks {
     pub(super) fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
@@ -111,30 +137,22 @@ impl Disks {
         fs::rename(draft, &path).map_err(|error| ImageError::io("publish", &path, error))?;
         let meta = fs::symlink_metadata(&path).map_err(|error| ImageError::io("look at", &path, error))?;
         let record = Record::new(&meta).map_err(|error| ImageError::io("read", BOOT_ID, error))?;
-        document::write(&self.record_path(chain), &record)
-    }
-
-    /// Whether the disk is believed, and would still be after a loss of power.
-    pub(super) fn is_synced(&self, chain: &Digest) -> Result<bool, ImageError> {
-        Ok(self.look(chain)?.is_some_and(|record| record.synced))
-    }
-
-    /// Syncs a disk's contents; takes as long as the host's disk takes.
-    pub(super) fn sync(&self, chain: &Digest) -> Result<(), ImageError> {
-        let path = self.path(chain);
-        File::open(&path)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| ImageError::io("sync", path, error))
-    }
-
-    /// Writes down that a disk was synced. The store must be locked.
-    pub(super) fn mark_synced(&self, chain: &Digest) -> Result<(), ImageError> {
-        match self.look(chain)? {
-            Some(record) if !record.synced => {
-                document::write(&self.record_path(chain), &Record { synced: true, ..record })
+        document::write(&self.record_path(chain), &record).inspect_err(|_| {
+            // Without a record it would only take space.
+            if let Err(error) = remove(&path) {
+                tracing::warn!(%error, "cannot remove a disk that has no record");
             }
-            _ => Ok(()),
-        }
+        })
+    }
+
+    /// The disk, if it is believed and would not be after a loss of power.
+    pub(super) fn unsynced(&self, chain: &Digest) -> Result<Option<Unsynced>, ImageError> {
+        let record = self.look(chain)?.filter(|record| !record.synced);
+        Ok(record.map(|record| Unsynced {
+            record,
+            path: self.path(chain),
+            record_path: self.record_path(chain),
+        }))
     }
 
     /// The store must be locked.
@@ -194,14 +212,26 @@ mod tests {
             document::write(&disks.record_path(&chain), &Record { boot: "other".into(), synced, ..record })
                 .unwrap();
         };
-        assert!(!disks.is_synced(&chain).unwrap());
-        disks.sync(&chain).unwrap();
-        disks.mark_synced(&chain).unwrap();
-        assert!(disks.is_synced(&chain).unwrap());
+        let unsynced = disks.unsynced(&chain).unwrap().unwrap();
+        unsynced.sync().unwrap();
+        unsynced.mark().unwrap();
+        assert!(disks.unsynced(&chain).unwrap().is_none());
         other_boot(true);
         assert!(disks.get(&chain).unwrap().is_some());
         other_boot(false);
         assert_eq!(disks.get(&chain).unwrap(), None);
+    }
+
+    #[test]
+    fn a_disk_that_took_the_place_of_one_that_was_synced_is_not_taken_for_it() {
+        let (folder, disks, chain) = disk();
+        let unsynced = disks.unsynced(&chain).unwrap().unwrap();
+        unsynced.sync().unwrap();
+        let draft = folder.path().join("draft");
+        fs::write(&draft, "other").unwrap();
+        disks.publish(&draft, &chain).unwrap();
+        unsynced.mark().unwrap();
+        assert!(disks.unsynced(&chain).unwrap().is_some());
     }
 
     #[test]

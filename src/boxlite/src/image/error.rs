@@ -225,6 +225,11 @@ impl ImageError {
             Self::Policy(source) => source.hint(),
             Self::InUse { .. } => Some("remove these boxes first".into()),
             Self::MissingBlob { .. } | Self::Rebuild { .. } => Some("pull or load the image again".into()),
+            Self::Format { path, .. } if path.ends_with("refs.json") => Some(format!(
+                "the names of the images are lost, the images are not: remove {}, then name them with `boxlite tag`, or pull \
+                 or load them again",
+                path.display()
+            )),
             Self::Format { .. } => Some("pull or load the image again; `boxlite rmi` removes it".into()),
             Self::Ambiguous { .. } => Some("give more digits".into()),
             Self::Unknown { .. } => {

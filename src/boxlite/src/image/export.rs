@@ -41,7 +41,7 @@ impl ImageStore {
             }
             let record = self.record(&digest)?;
             for blob in record.blobs() {
-                if self.blobs.allocated(&blob)? == 0 {
+                if !self.blobs.exists(&blob)? {
                     return Err(ImageError::MissingBlob { digest: blob });
                 }
             }

@@ -11,6 +11,7 @@
 //! Layers are converted while they arrive. Nothing is published before all of them have turned out to be what the manifest
 //! and the configuration say. A layer that was damaged in the store or on its way is thrown away and brought once more.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -124,16 +125,18 @@ impl ImageStore {
     ) -> Result<(), ImageError> {
         let mut record = Record::new(image);
         record.came_by(origin);
-        let mut repaired = false;
+        // Each layer gets one more chance.
+        let mut repaired = BTreeSet::new();
         loop {
             let made = match self.make(image, supply, watch) {
                 Ok(made) => made,
-                Err(error) if !repaired && self.can_repair(&error, image)? => {
-                    tracing::info!(%error, "a damaged layer is fetched again");
-                    repaired = true;
-                    continue;
-                }
-                Err(error) => return Err(error),
+                Err(error) => match self.repair(&error, image)? {
+                    Some(blob) if repaired.insert(blob) => {
+                        tracing::info!(%error, "a damaged layer is fetched again");
+                        continue;
+                    }
+                    _ => return Err(error),
+                },
             };
             let _lock = self.lock()?;
             match made {
@@ -148,9 +151,8 @@ impl ImageStore {
     }
 
     /// Makes the disk of an image anew from the layers that are here.
-    pub(super) fn rebuild(&self, record: &Record) -> Result<(), ImageError> {
-        let mut never = |_: Progress| Ok(());
-        let _using = self.use_blobs(&mut never)?;
+    pub(super) fn rebuild(&self, record: &Record, watch: Watch<'_>) -> Result<(), ImageError> {
+        let _using = self.use_blobs(watch)?;
         let image = Resolved {
             digest: record.digest.0,
             manifest: Vec::new(),
@@ -161,7 +163,7 @@ impl ImageStore {
             layers: record.layers.iter().map(Into::into).collect(),
         };
         let chain = image.chain();
-        let made = self.make_disk(&image, &mut Nothing, &mut never);
+        let made = self.make_disk(&image, &mut Nothing, watch);
         let made =
             made.map_err(|error| ImageError::Rebuild { digest: image.digest, source: Box::new(error) })?;
         let _lock = self.lock()?;
@@ -171,22 +173,24 @@ impl ImageStore {
         }
     }
 
-    /// Whether doing it again may help: a blob was damaged, and is gone now.
-    fn can_repair(&self, error: &ImageError, image: &Resolved) -> Result<bool, ImageError> {
+    /// Throws away what was damaged, and tells of which blob doing it again may help.
+    fn repair(&self, error: &ImageError, image: &Resolved) -> Result<Option<Digest>, ImageError> {
         match error {
-            ImageError::Blob {
-                source: LayerError::BlobDigest { .. } | LayerError::BlobSize { .. }, ..
-            }
-            | ImageError::MissingBlob { .. } => Ok(true),
-            ImageError::Layer { .. } => {
-                // Where one was damaged, others may be.
-                let mut damaged = false;
-                for layer in &image.layers {
-                    damaged |= !self.blobs.is_sound(&layer.blob)?;
+            ImageError::Blob { digest, source: LayerError::BlobDigest { .. } } => Ok(Some(*digest)),
+            ImageError::MissingBlob { digest } => Ok(Some(*digest)),
+            ImageError::Layer { number, .. } => {
+                let Some(blob) = image.layers.get(number - 1).map(|layer| layer.blob) else {
+                    return Ok(None);
+                };
+                if !self.blobs.exists(&blob)? {
+                    // It failed before it was complete: what came may be wrong from its first byte, and would be
+                    // resumed for ever.
+                    self.blobs.restart(&blob)?;
+                    return Ok(Some(blob));
                 }
-                Ok(damaged)
+                Ok(if self.blobs.is_sound(&blob)? { None } else { Some(blob) })
             }
-            _ => Ok(false),
+            _ => Ok(None),
         }
     }
 
@@ -244,7 +248,9 @@ impl ImageStore {
                 let _guard = Guard(growths);
                 supply.supply(growths, blobs, &told)
             });
-            let told_to = pump(&messages, &stop, watch);
+            // Should the caller's own function panic, the threads end all the same.
+            let _stopping = StopOnDrop(&stop);
+            let told_to = pump(messages, &stop, watch);
             (told_to, join(supplying), building.map(join))
         });
         // Whatever the others say then, they say because they were stopped.
@@ -285,8 +291,14 @@ impl ImageStore {
             told.send(step).unwrap_or_default();
             Ok(())
         };
-        build(layers, &image.chain(), output, scratch, &self.limits, &mut watch)?;
-        Ok(())
+        let built = build(layers, &image.chain(), output, scratch, &self.limits, &mut watch);
+        built.map(drop).map_err(|error| match error {
+            // People know layers by their blobs.
+            ImageError::Layer { number, source, .. } => {
+                ImageError::Layer { number, digest: image.layers[number - 1].blob, source }
+            }
+            error => error,
+        })
     }
 
     /// A place to make a disk in, unless there is one already. Waits while somebody else makes it.
@@ -311,7 +323,8 @@ impl ImageStore {
                 Err(Waited::Cancelled(cancelled)) => return Err(cancelled.into()),
             };
             let draft = Draft { path: path.clone(), file, published: false };
-            // It may have been made between our look and our lock.
+            // It may have been made between our look and our lock; under the store's lock, no one is half published.
+            let _lock = self.lock()?;
             if self.disks.get(chain)?.is_none() {
                 return Ok(Some(draft));
             }
@@ -357,10 +370,18 @@ enum Made {
     New(Draft),
 }
 
+struct StopOnDrop<'a>(&'a Stop);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.now();
+    }
+}
+
 /// Hands progress on to the caller until all who tell it have ended. The caller is asked at least every [`LOOK`]; once it
 /// wants to stop, it is told nothing more.
-fn pump(messages: &Receiver<Progress>, stop: &Stop, watch: Watch<'_>) -> Result<(), Cancelled> {
-    let mut last = Progress::Waiting;
+fn pump(messages: Receiver<Progress>, stop: &Stop, watch: Watch<'_>) -> Result<(), Cancelled> {
+    let mut last = Progress::Layer { layer: 1, layers: 1, bytes: 0 };
     let mut answer = Ok(());
     loop {
         match messages.recv_timeout(LOOK) {

@@ -49,8 +49,9 @@ pub use error::{Cancelled, EntryError, ImageError, LayerError, TarError};
 pub use limits::Limits;
 pub use platform::{Platform, PlatformError};
 pub use pull::PulledImage;
+pub(crate) use pull::is_digest;
 pub use reference::{Reference, ReferenceError};
-pub use store::{ImageInfo, ImageStore, Removed, StoredImage, Used};
+pub use store::{ImageInfo, ImageStore, PolicyFile, Removed, StoredImage, Used};
 pub use usage::{Pruned, Usage};
 
 /// How far the work on an image is.

@@ -52,17 +52,14 @@ impl ImageStore {
         registries: &Registries,
         reference: &str,
     ) -> Result<StoredImage, ImageError> {
-        let error = match self.get(reference) {
-            Err(error) if error.is_not_found() => error,
-            result => return result,
-        };
-        for name in candidates(registries, reference)? {
+        // In the order in which a pull asks for it.
+        for name in candidates(registries, reference).unwrap_or_default() {
             match self.get(&name.to_string()) {
                 Err(error) if error.is_not_found() => {}
                 result => return result,
             }
         }
-        Err(error)
+        self.get(reference)
     }
 
     /// Pulls an image and names it. Of a name without a registry, the registries that are to be searched are asked in turn,
@@ -74,7 +71,13 @@ impl ImageStore {
         platform: &Platform,
         watch: Watch<'_>,
     ) -> Result<PulledImage, ImageError> {
+        if is_digest(reference) {
+            // A registry is asked for a digest within a repository; as a name it would be somebody else's image.
+            return Err(self.not_found(reference, &self.refs()?));
+        }
         let names = candidates(registries, reference)?;
+        // The runtime of this pull is driven by it alone.
+        let registries = &registries.fresh();
         let policy = self.policy()?;
         self.sweep_drafts()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -102,6 +105,11 @@ impl ImageStore {
             absent,
         })
     }
+}
+
+/// Whether this is a digest, with or without its algorithm, and no name.
+pub(crate) fn is_digest(reference: &str) -> bool {
+    reference.parse::<Digest>().is_ok() || Digest::from_hex(reference).is_some()
 }
 
 /// What led to an error, without the error itself.
@@ -267,12 +275,14 @@ impl Documents for Remote<'_> {
         }
         let blobs = &self.pull.store.blobs;
         let growth = Growth::new(digest, size);
+        let mut was_there = false;
         loop {
             if let Some(bytes) = self.stored(descriptor)? {
                 return Ok(bytes);
             }
             match blobs.begin(&growth)? {
-                // Damaged, with its right size.
+                // It came since we looked; if it did not, it is damaged, with its right size.
+                Begun::Complete if !std::mem::replace(&mut was_there, true) => {}
                 Begun::Complete => blobs.remove(&digest)?,
                 Begun::Taken => {
                     (self.watch)(Progress::Waiting)?;

@@ -136,16 +136,32 @@ impl Record {
         documents.into_iter().chain(self.layers.iter().map(|layer| layer.digest.0))
     }
 
-    /// Refuses an image that no way of coming here makes acceptable under the policy.
-    pub(super) fn check(&self, policy: &policy::Policy) -> Result<(), ImageError> {
+    /// Refuses an image that no way of coming here makes acceptable under the policy, or that it would not accept under
+    /// the name that the image is asked for by.
+    pub(super) fn check(&self, policy: &policy::Policy, name: Option<&Reference>) -> Result<(), ImageError> {
         let mut refused = None;
         for origin in self.origins.iter().rev() {
             match origin.check(policy, self.digest.0) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    refused = None;
+                    break;
+                }
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        refused.map_or(Ok(()), Err)
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        let Some(name) = name else { return Ok(()) };
+        let indexes = self.origins.iter().filter_map(|origin| Some(origin.index?.0));
+        let digests: Vec<Digest> = std::iter::once(self.digest.0).chain(indexes).collect();
+        let mut signatures: Vec<policy::Signature> = Vec::new();
+        for signature in self.origins.iter().flat_map(|origin| &origin.signatures) {
+            if !signatures.contains(signature) {
+                signatures.push(signature.clone());
+            }
+        }
+        policy.check(&registry_origin(name), &digests, &signatures).map_err(ImageError::Policy)
     }
 }
 

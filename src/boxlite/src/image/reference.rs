@@ -112,7 +112,12 @@ impl FromStr for Reference {
             Some((first, rest)) if is_registry(first) => (first, rest),
             _ => (DEFAULT_REGISTRY, name),
         };
-        let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
+        // Host names have no case, and 443 is the port anyway; policies and logins compare what is left letter by letter.
+        let registry = registry.strip_suffix(":443").unwrap_or(registry).to_ascii_lowercase();
+        let registry = match registry.as_str() {
+            "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
+            registry => registry,
+        };
         let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
             format!("{DEFAULT_NAMESPACE}{path}")
         } else {
@@ -134,8 +139,7 @@ impl FromStr for Reference {
                 "tags are up to 128 letters, digits, `_`, `.` and `-`, and begin with no `.` or `-`",
             ));
         }
-        // Host names have no case; policies and logins compare them letter by letter.
-        Ok(Self { registry: registry.to_ascii_lowercase(), repository, tag: tag.map(str::to_owned), digest })
+        Ok(Self { registry: registry.to_owned(), repository, tag: tag.map(str::to_owned), digest })
     }
 }
 
@@ -154,7 +158,11 @@ impl fmt::Display for Reference {
 
 /// A name, or an IPv6 address in brackets, with or without a port.
 fn is_host(text: &str) -> bool {
-    let numeric = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let numeric = |port: &str| {
+        !port.starts_with('0')
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && port.parse::<u16>().is_ok()
+    };
     if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         let port = port.strip_prefix(':').map_or(port.is_empty(), numeric);
         return port && address.parse::<std::net::Ipv6Addr>().is_ok();
@@ -208,7 +216,8 @@ mod tests {
         assert_eq!(full("ghcr.io/a/b"), "ghcr.io/a/b:latest");
         assert_eq!(full("[::1]:5000/a/b"), "[::1]:5000/a/b:latest");
         assert_eq!(full("[::1]/a:c"), "[::1]/a:c");
-        assert_eq!(full("Quay.IO/a"), "quay.io/a:latest");
+        assert_eq!(full("Quay.IO:443/a"), "quay.io/a:latest");
+        assert_eq!(full("registry-1.docker.io/busybox"), "docker.io/library/busybox:latest");
     }
 
     #[test]
@@ -271,6 +280,9 @@ mod tests {
             "[::g]/a",
             "[::1]x/a",
             "[::1]:/a",
+            "host:05000/a",
+            "host:0/a",
+            "host:65536/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }

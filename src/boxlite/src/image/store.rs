@@ -58,8 +58,23 @@ pub struct ImageStore {
     pub(super) blobs: Blobs,
     pub(super) disks: Disks,
     pub(super) limits: Limits,
-    /// Where the signature policy is. `None`: everything is accepted.
-    policy: Option<PathBuf>,
+    policy: PolicyFile,
+}
+
+/// Where a signature policy is: a file as containers-policy.json(5) describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PolicyFile {
+    /// This file, which must exist.
+    Named(PathBuf),
+    /// The first of these that exists; if none does, everything is accepted.
+    First(Vec<PathBuf>),
+}
+
+impl Default for PolicyFile {
+    fn default() -> Self {
+        Self::First(Vec::new())
+    }
 }
 
 /// What is known of an image.
@@ -95,6 +110,8 @@ pub struct StoredImage {
     pub config: ImageConfig,
     /// Its disk: a read-only EROFS file system. [`ImageStore::disk`] tells whether it can be believed.
     pub disk: PathBuf,
+    /// The full name by which it was found. `None`: it was asked for by its digest alone.
+    pub name: Option<String>,
 }
 
 impl StoredImage {
@@ -133,7 +150,7 @@ impl ImageStore {
             fs::create_dir_all(folder).map_err(|error| ImageError::io("make the folder", folder, error))?;
         }
         let (blobs, disks) = (Blobs::open(&home.join("blobs"))?, Disks::new(&folder));
-        Ok(Self { folder, tmp, blobs, disks, limits: Limits::default(), policy: None })
+        Ok(Self { folder, tmp, blobs, disks, limits: Limits::default(), policy: PolicyFile::default() })
     }
 
     /// The same with other limits on what is loaded and pulled.
@@ -143,10 +160,10 @@ impl ImageStore {
         self
     }
 
-    /// The same with a signature policy: a file as containers-policy.json(5) describes it, read each time it is asked.
+    /// The same with a signature policy, which is read each time it is asked.
     #[must_use]
-    pub fn with_policy(mut self, path: Option<PathBuf>) -> Self {
-        self.policy = path;
+    pub fn with_policy(mut self, policy: PolicyFile) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -188,6 +205,14 @@ impl ImageStore {
         let before = self.blobs.usage()?.0;
         let result = self.use_blobs(watch).and_then(|_using| {
             for image in archive.images() {
+                let of_another = |name: &&Reference| {
+                    let digests = [Some(image.digest), image.image.index];
+                    name.digest().is_some_and(|digest| !digests.contains(&Some(*digest)))
+                };
+                if let Some(name) = image.references.iter().find(of_another) {
+                    let reason = format!("it calls an image {name}, which is another one's digest");
+                    return Err(ImageError::Unknown { path: path.to_owned(), reason });
+                }
                 let names = if names.is_empty() { &image.references } else { names };
                 let origin = Origin {
                     transport: transport.to_owned(),
@@ -247,8 +272,16 @@ impl ImageStore {
     /// When there is none, or several.
     pub fn get(&self, reference: &str) -> Result<StoredImage, ImageError> {
         let refs = self.refs()?;
-        let (digest, _) = self.find(reference, &refs)?;
-        self.stored(&digest, &refs)
+        let (digest, name) = self.find(reference, &refs)?;
+        // A digest in a name binds the image; the name is what it is asked for by all the same.
+        let name = name.or_else(|| {
+            reference
+                .parse::<Reference>()
+                .ok()
+                .filter(|name| name.digest().is_some())
+                .map(|name| name.to_string())
+        });
+        Ok(StoredImage { name, ..self.stored(&digest, &refs)? })
     }
 
     /// As [`ImageStore::get`], without what running it takes.
@@ -259,19 +292,21 @@ impl ImageStore {
         Ok(self.get(reference)?.info)
     }
 
-    /// Refuses an image that the signature policy refuses now, whatever it said when the image came.
+    /// Refuses an image that the signature policy refuses now, whatever it said when the image came. `name` is what the
+    /// image is asked for by: the policy must accept it under that name as well, however it got it.
     ///
     /// # Errors
     /// When the policy refuses the image, or cannot be read, or there is no such image.
-    pub fn check_policy(&self, digest: &str) -> Result<(), ImageError> {
-        self.record(&digest.parse()?)?.check(&self.policy()?)
+    pub fn check_policy(&self, digest: &str, name: Option<&Reference>) -> Result<(), ImageError> {
+        self.record(&digest.parse()?)?.check(&self.policy()?, name)
     }
 
-    /// The disk of an image, by its full digest. One that cannot be believed any more is made anew from its layers.
+    /// The disk of an image, by its full digest. One that cannot be believed any more is made anew from its layers;
+    /// `watch` is told how far that is.
     ///
     /// # Errors
     /// When the image is not there, or its disk would have to be made anew and its layers are gone or damaged.
-    pub fn disk(&self, digest: &str) -> Result<PathBuf, ImageError> {
+    pub fn disk(&self, digest: &str, watch: Watch<'_>) -> Result<PathBuf, ImageError> {
         let digest = digest.parse()?;
         let record = self.record(&digest)?;
         let chain = record.chain();
@@ -279,7 +314,7 @@ impl ImageStore {
             self.settle(chain);
             return Ok(path);
         }
-        self.rebuild(&record)?;
+        self.rebuild(&record, watch)?;
         self.disks.get(&chain)?.ok_or(ImageError::MissingBlob { digest })
     }
 
@@ -288,14 +323,12 @@ impl ImageStore {
     fn settle(&self, chain: Digest) {
         let store = self.clone();
         let work = move || -> Result<(), ImageError> {
-            if store.disks.is_synced(&chain)? {
-                return Ok(());
-            }
-            store.disks.sync(&chain)?;
+            let Some(unsynced) = store.disks.unsynced(&chain)? else { return Ok(()) };
+            unsynced.sync()?;
             let _lock = store.lock()?;
-            store.disks.mark_synced(&chain)
+            unsynced.mark()
         };
-        if self.disks.is_synced(&chain).unwrap_or(false) {
+        if self.disks.unsynced(&chain).is_ok_and(|unsynced| unsynced.is_none()) {
             return;
         }
         let spawned = std::thread::Builder::new().name("boxlite-settle".into()).spawn(move || {
@@ -365,32 +398,41 @@ impl ImageStore {
         // Of a damaged record the disk is not known: a prune finds it.
         let chain = self.record(digest).map(|record| record.chain()).ok();
         remove(&self.record_path(digest))?;
-        match chain {
-            Some(chain) if !self.records()?.iter().any(|record| record.chain() == chain) => {
+        match (chain, self.all_records()?) {
+            (Some(chain), Some(records)) if !records.iter().any(|record| record.chain() == chain) => {
                 self.disks.remove(&chain)
             }
             _ => Ok(()),
         }
     }
 
-    /// All blobs that images have.
-    pub(super) fn wanted_blobs(&self) -> Result<BTreeSet<Digest>, ImageError> {
-        Ok(self.records()?.iter().flat_map(|record| record.blobs().collect::<Vec<_>>()).collect())
+    /// All blobs that images have; nothing when a record cannot be read, as then nobody can say.
+    fn wanted_blobs(&self) -> Result<Option<BTreeSet<Digest>>, ImageError> {
+        let blobs = |records: Vec<Record>| {
+            records.iter().flat_map(|record| record.blobs().collect::<Vec<_>>()).collect()
+        };
+        Ok(self.all_records()?.map(blobs))
+    }
+
+    /// All records; nothing when one of them cannot be read.
+    pub(super) fn all_records(&self) -> Result<Option<Vec<Record>>, ImageError> {
+        let records = self.records()?;
+        Ok(if records.len() == self.digests()?.len() { Some(records) } else { None })
     }
 
     /// Removes those of some blobs that no image has. Does nothing while somebody is loading, pulling or saving: then
     /// they stay for the next prune.
     fn forget_blobs(&self, blobs: impl Iterator<Item = Digest>) -> Result<(), ImageError> {
         let Some(_alone) = self.alone()? else { return Ok(()) };
-        let wanted = self.wanted_blobs()?;
+        let Some(wanted) = self.wanted_blobs()? else { return Ok(()) };
         blobs.filter(|digest| !wanted.contains(digest)).try_for_each(|digest| self.blobs.forget(&digest))
     }
 
     /// Removes all blobs that no image has, and tells the bytes that it freed; nothing while somebody is loading, pulling
-    /// or saving.
+    /// or saving, or a record cannot be read.
     pub(super) fn sweep_blobs(&self) -> Result<Option<u64>, ImageError> {
         let Some(_alone) = self.alone()? else { return Ok(None) };
-        let wanted = self.wanted_blobs()?;
+        let Some(wanted) = self.wanted_blobs()? else { return Ok(None) };
         self.blobs.sweep(|digest| wanted.contains(digest)).map(Some)
     }
 
@@ -445,7 +487,16 @@ impl ImageStore {
     }
 
     pub(super) fn policy(&self) -> Result<Policy, ImageError> {
-        match &self.policy {
+        let path = match &self.policy {
+            PolicyFile::Named(path) => Some(path),
+            // A link that leads nowhere is there, and cannot be read.
+            PolicyFile::First(paths) => paths.iter().find(|path| {
+                !fs::symlink_metadata(path).is_err_and(|error| {
+                    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                })
+            }),
+        };
+        match path {
             None => Ok(Policy::accept_anything()),
             Some(path) => Policy::read(path).map_err(ImageError::Policy),
         }
@@ -462,7 +513,7 @@ impl ImageStore {
         let name = reference.parse::<Reference>();
         if let Ok(name) = &name {
             let text = name.to_string();
-            if let Some(digest) = refs.refs.get(&text) {
+            if let Some(digest) = refs.refs.get(&text).filter(|to| self.is_bound(name, to.0)) {
                 return Ok((digest.0, Some(text)));
             }
             // A digest means the same under every name.
@@ -487,7 +538,15 @@ impl ImageStore {
         }
     }
 
-    fn not_found(&self, reference: &str, refs: &Refs) -> ImageError {
+    /// Whether an image is the one that a name with a digest is bound to: by its manifest, or an index that led to it.
+    fn is_bound(&self, name: &Reference, digest: Digest) -> bool {
+        let Some(wanted) = name.digest() else { return true };
+        let is_index =
+            |record: Record| record.origins.iter().any(|origin| origin.index == Some(Text(*wanted)));
+        digest == *wanted || self.record(&digest).is_ok_and(is_index)
+    }
+
+    pub(super) fn not_found(&self, reference: &str, refs: &Refs) -> ImageError {
         let mut similar = Vec::new();
         if let Ok(wanted) = reference.parse::<Reference>() {
             let last = |name: &Reference| name.repository().rsplit('/').next().unwrap_or_default().to_owned();
@@ -517,7 +576,7 @@ impl ImageStore {
             architecture: record.config.architecture.clone(),
             layers: record.layers.iter().map(|layer| layer.digest.0.to_string()).collect(),
         };
-        Ok(StoredImage { info, digest: digest.to_string(), config: record.config, disk })
+        Ok(StoredImage { info, digest: digest.to_string(), config: record.config, disk, name: None })
     }
 
     /// What is known of an image.

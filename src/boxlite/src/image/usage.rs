@@ -8,6 +8,7 @@ use super::blobs::allocated;
 use super::digest::Digest;
 use super::document;
 use super::error::ImageError;
+use super::record::Record;
 use super::store::{ImageStore, Used, discard, names_in};
 
 /// What images take on the disk of this machine. All sizes are bytes of allocated blocks, as `du` counts them.
@@ -45,7 +46,7 @@ pub struct Pruned {
     pub deleted: Vec<String>,
     /// Bytes that are free now, by the size of what was removed.
     pub freed_bytes: u64,
-    /// Whether files without an image were left, as somebody is loading, pulling or saving.
+    /// Whether files without an image were left, as somebody is loading, pulling or saving, or a record is damaged.
     pub incomplete: bool,
 }
 
@@ -115,9 +116,12 @@ impl ImageStore {
                 self.delete(&digest)?;
                 pruned.deleted.push(text);
             }
-            let chains: BTreeSet<Digest> = self.records()?.iter().map(|record| record.chain()).collect();
+            // Of a record that cannot be read nobody knows which disk it has.
+            let records = self.all_records()?;
+            let chains =
+                records.map(|records| records.iter().map(Record::chain).collect::<BTreeSet<Digest>>());
             for chain in self.disks.chains(&names_in(&self.folder)?) {
-                if !chains.contains(&chain) {
+                if chains.as_ref().is_some_and(|chains| !chains.contains(&chain)) {
                     pruned.freed_bytes += allocated(&self.disks.path(&chain))?;
                     self.disks.remove(&chain)?;
                 }

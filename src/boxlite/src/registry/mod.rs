@@ -27,7 +27,7 @@ mod transport;
 mod wire;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::{HeaderName, HeaderValue};
 
@@ -148,6 +148,17 @@ impl Registries {
         }
         self.search = search.into();
         Ok(self)
+    }
+
+    /// The same for use on another runtime, with connections of its own.
+    pub(crate) fn fresh(&self) -> Self {
+        let plain = self.shared.plain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shared = Shared {
+            transport: self.shared.transport.fresh(),
+            credentials: self.shared.credentials.clone(),
+            plain: Mutex::new(plain),
+        };
+        Self { shared: Arc::new(shared), configured: self.configured.clone(), search: self.search.clone() }
     }
 
     /// The hosts where a name without a registry is looked for, in this order; none: at Docker Hub alone.

@@ -70,6 +70,15 @@ impl Transport {
         Self { timeouts, proxies: Arc::new(proxies), system: OnceCell::new(), special: special.collect() }
     }
 
+    /// The same, with connections of its own: a connection lives on the runtime that opened it, and stands still when
+    /// nobody drives that one.
+    pub(super) fn fresh(&self) -> Self {
+        let special = self.special.iter();
+        let special =
+            special.map(|(host, (trust, _))| (host.clone(), (trust.clone(), OnceCell::new()))).collect();
+        Self { timeouts: self.timeouts, proxies: self.proxies.clone(), system: OnceCell::new(), special }
+    }
+
     pub(super) fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }

@@ -65,7 +65,7 @@ fn images_with_the_same_layers_have_one_disk_and_each_blob_is_there_once() {
     home.store.remove("one", &Used::new()).unwrap();
     assert!(one.disk.exists(), "the other image has it");
     assert!(blobs() < before);
-    assert_eq!(home.store.disk(&two.digest).unwrap(), two.disk);
+    assert_eq!(home.store.disk(&two.digest, &mut |_| Ok(())).unwrap(), two.disk);
     home.store.remove("two", &Used::new()).unwrap();
     assert!(!one.disk.exists() && three.disk.exists());
     home.store.remove("three", &Used::new()).unwrap();
@@ -145,7 +145,7 @@ fn no_changed_byte_of_the_store_is_ever_believed() {
     let home = Home::new();
     let folder = load(&home, "layouts/l", "app", &[(layer("a"), Packed::Gzip), (layer("b"), Packed::Plain)]);
     let image = home.store.get("app").unwrap();
-    let good = fs::read(home.store.disk(&image.digest).unwrap()).unwrap();
+    let good = fs::read(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap()).unwrap();
     let stored: Vec<_> = ["images", "blobs"].iter().flat_map(|name| files(&home.path(name)).0).collect();
     // Disk, its record, the image's record, names, two locks; manifest, configuration, two layers.
     assert_eq!(stored.len(), 10, "{stored:?}");
@@ -170,7 +170,7 @@ fn no_changed_byte_of_the_store_is_ever_believed() {
             let tried = home.store.get("app").and_then(|found| {
                 assert_eq!(found.digest, image.digest);
                 assert_eq!(found.config, image.config);
-                home.store.disk(&found.digest)
+                home.store.disk(&found.digest, &mut |_| Ok(()))
             });
             match tried {
                 Ok(disk) => assert!(fs::read(disk).unwrap() == good, "{} at {at}", path.display()),
@@ -193,7 +193,7 @@ fn no_changed_byte_of_the_store_is_ever_believed() {
                 fs::remove_file(path).unwrap();
                 home.load(&folder).unwrap();
             }
-            let mended = home.store.disk(&home.store.get("app").unwrap().digest).unwrap();
+            let mended = home.store.disk(&home.store.get("app").unwrap().digest, &mut |_| Ok(())).unwrap();
             assert!(fs::read(mended).unwrap() == good, "{} at {at}", path.display());
         }
     }
@@ -207,17 +207,17 @@ fn a_disk_that_is_gone_or_touched_is_made_anew_and_without_layers_the_error_says
     let image = home.store.get("app").unwrap();
     let good = fs::read(&image.disk).unwrap();
     fs::remove_file(&image.disk).unwrap();
-    assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
+    assert!(fs::read(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap()).unwrap() == good);
     fs::write(&image.disk, "something else").unwrap();
-    assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
+    assert!(fs::read(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap()).unwrap() == good);
     fs::remove_file(&image.disk).unwrap();
     let blob = home.path("blobs/sha256").join(image.info.layers[0].strip_prefix("sha256:").unwrap());
     fs::remove_file(&blob).unwrap();
-    let error = home.store.disk(&image.digest).unwrap_err();
+    let error = home.store.disk(&image.digest, &mut |_| Ok(())).unwrap_err();
     assert!(chain(&error).contains("is not here"), "{}", chain(&error));
     assert_eq!(error.hint().unwrap(), "pull or load the image again");
     home.load(&folder).unwrap();
-    assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
+    assert!(fs::read(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap()).unwrap() == good);
 }
 
 #[test]

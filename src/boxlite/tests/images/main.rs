@@ -14,6 +14,7 @@ mod random;
 mod snapshot;
 mod store;
 mod tar;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -36,7 +36,7 @@ fn an_image_is_found_by_all_its_names_and_digests() {
     ] {
         assert_eq!(home.store.info(name).unwrap(), image, "{name}");
     }
-    assert_eq!(home.store.disk(&image.digest).unwrap(), home.store.get(hex).unwrap().disk);
+    assert_eq!(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap(), home.store.get(hex).unwrap().disk);
     for name in ["busybox", "busybox:1.3", &hex[..11], &format!("{}0", &hex[..12]), "sha256:00"] {
         assert!(home.store.get(name).is_err(), "{name}");
     }
@@ -51,7 +51,7 @@ fn what_is_not_there_is_told_apart_and_what_is_alike_is_named() {
     home.load(&layout(&home, "l", "busybox:1.36", "x").folder).unwrap();
     let error = home.store.get("bussybox").unwrap_err();
     assert_eq!(error.hint().unwrap(), "there are: busybox:1.36");
-    let error = home.store.disk(&format!("sha256:{}", "0".repeat(64))).unwrap_err();
+    let error = home.store.disk(&format!("sha256:{}", "0".repeat(64)), &mut |_| Ok(())).unwrap_err();
     assert!(error.is_not_found());
     assert!(!home.store.get("Not A Name").unwrap_err().is_not_found());
 }
@@ -154,14 +154,14 @@ fn a_half_written_disk_of_a_killed_process_is_written_anew() {
     let home = Home::new();
     let folder = layout(&home, "l", "app", "x").folder;
     let image = home.load(&folder).unwrap().remove(0);
-    let path = home.store.disk(&image.digest).unwrap();
+    let path = home.store.disk(&image.digest, &mut |_| Ok(())).unwrap();
     let (disk, good) = (path.file_name().unwrap(), fs::read(&path).unwrap());
     home.store.remove("app", &Used::new()).unwrap();
     for folder in ["tmp/image-", "images/"] {
         fs::write(home.path(&format!("{folder}{}", disk.to_str().unwrap())), vec![7; 1 << 20]).unwrap();
     }
     home.load(&folder).unwrap();
-    assert!(fs::read(home.store.disk(&image.digest).unwrap()).unwrap() == good);
+    assert!(fs::read(home.store.disk(&image.digest, &mut |_| Ok(())).unwrap()).unwrap() == good);
 }
 
 #[test]
