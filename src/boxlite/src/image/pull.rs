@@ -271,7 +271,7 @@ impl Documents for Remote<'_> {
     fn configuration(&mut self, what: &str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
         let (digest, size) = (descriptor.digest()?, descriptor.size);
         if size > DOCUMENT_MAX {
-            return Err(broken(what, "it has more than 4 MiB"));
+            return Err(broken(what, &format!("it has {size} bytes, {DOCUMENT_MAX} are allowed")));
         }
         let blobs = &self.pull.store.blobs;
         let growth = Growth::new(digest, size);

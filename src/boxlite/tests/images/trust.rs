@@ -110,7 +110,7 @@ fn nothing_is_swept_away_while_a_record_cannot_be_read() {
     let pruned = home.store.prune(true, &used).unwrap();
     assert!(pruned.incomplete && pruned.deleted == [other.digest]);
     fs::write(&record, good).unwrap();
-    assert_eq!(home.store.list().unwrap(), [image.clone()]);
+    assert_eq!(home.store.list().unwrap(), std::slice::from_ref(&image));
     home.store.save(&["app".to_owned()], &mut Vec::new(), &mut |_| Ok(())).unwrap();
     home.store.disk(&image.digest, &mut |_| Ok(())).unwrap();
 }
