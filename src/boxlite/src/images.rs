@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Cancelled, ImageConfig, ImageError, ImageInfo, Platform, Progress, Pruned, PulledImage, Reference,
-    Removed, Usage,
+    Removed, StoredImage, Usage, Used, Watch, is_digest,
 };
+use crate::options::{BoxOptions, RootfsSpec};
+use crate::record::BoxRecord;
 use crate::runtime::{RuntimeInner, blocking};
 
 /// Pulls, loads, saves, lists and removes images.
@@ -221,6 +223,88 @@ impl ImageHandle {
     pub fn is_path(text: &str) -> bool {
         let path = Path::new(text);
         path.is_absolute() || path.starts_with(".") || path.starts_with("..")
+    }
+}
+
+impl RuntimeInner {
+    /// The image that is asked for, and what it is called; pulled or loaded where that is asked for too.
+    pub(crate) fn image(&self, options: &BoxOptions, watch: Watch<'_>) -> Result<(String, StoredImage)> {
+        let reference = match &options.rootfs {
+            RootfsSpec::Image(reference) => reference.clone(),
+            RootfsSpec::RootfsPath(path) => {
+                let digest = self.load_one(Path::new(path), watch)?;
+                let image = self.store.get(&digest).map_err(image_error)?;
+                return Ok((digest, image));
+            }
+        };
+        let wanted = platform(options.platform.as_deref())?;
+        if options.pull != PullPolicy::Always {
+            match self.store.get_any(&self.registries, &reference) {
+                // A digest is one image, for whatever it is.
+                Ok(image) if image.is_for(&wanted) || is_digest(&reference) => {
+                    return Ok((reference, image));
+                }
+                Ok(image) if options.pull == PullPolicy::Never => {
+                    let message =
+                        format!("the image {reference} is here for {}, not for {wanted}", image.platform());
+                    return Err(Error::new(ErrorKind::NotFound, message));
+                }
+                Err(error) if options.pull == PullPolicy::Never || !error.is_not_found() => {
+                    return Err(image_error(error));
+                }
+                _ => {}
+            }
+        }
+        let pulled = self.store.pull(&self.registries, &reference, &wanted, watch).map_err(image_error)?;
+        let image = self.store.get(&pulled.image.digest).map_err(image_error)?;
+        Ok((reference, StoredImage { name: Some(pulled.reference), ..image }))
+    }
+
+    /// Asks the signature policy about an image, and the name that it is used by.
+    pub(crate) fn check_policy(&self, digest: &str, name: Option<&str>) -> Result<()> {
+        let name =
+            name.map(str::parse).transpose().map_err(|error| image_error(ImageError::Reference(error)))?;
+        self.store.check_policy(digest, name.as_ref()).map_err(image_error)
+    }
+
+    fn load_one(&self, path: &Path, watch: Watch<'_>) -> Result<String> {
+        let mut loaded = self.store.load(path, watch).map_err(image_error)?;
+        match (loaded.pop(), loaded.len()) {
+            (Some(image), 0) => Ok(image.digest),
+            (_, others) => Err(Error::new(
+                ErrorKind::Image,
+                format!("{} holds {} images, not one", path.display(), others + 1),
+            )
+            .with_hint("load it, then name the image")),
+        }
+    }
+
+    /// Which boxes use which images. One whose record is damaged may use any: then nobody can say. The home must be
+    /// locked, or the answer is out of date.
+    fn used(&self) -> Result<Used> {
+        let mut used = Used::new();
+        for id in self.ids()? {
+            // One that cannot be read may use any image: then nothing is said.
+            if let Some(record) = BoxRecord::read(&self.home.files(&id).config())? {
+                let name = record.name.unwrap_or(record.id);
+                used.entry(record.image_digest).or_default().push(name);
+            }
+        }
+        Ok(used)
+    }
+
+    pub(crate) fn remove_image(&self, reference: &str) -> Result<Removed> {
+        let _changing = self.home.lock()?;
+        self.store.remove(reference, &self.used()?).map_err(image_error)
+    }
+
+    pub(crate) fn prune_images(&self, all: bool) -> Result<Pruned> {
+        let _changing = self.home.lock()?;
+        self.store.prune(all, &self.used()?).map_err(image_error)
+    }
+
+    pub(crate) fn image_usage(&self) -> Result<Usage> {
+        self.store.usage(&self.used()?).map_err(image_error)
     }
 }
 

@@ -9,6 +9,8 @@ use crate::args::{Format, ImagesArgs};
 use crate::exit::Failure;
 use crate::output;
 
+/// What stands for a name that there is not.
+const NONE: &str = "<none>";
 /// Digits of a digest that are shown in a table.
 const DIGEST: usize = 12;
 
@@ -38,8 +40,8 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: &ImagesArgs) -> Result<E
         let digest = image.digest.split(':').next_back().unwrap_or_default();
         let short: String = digest.chars().take(DIGEST).collect();
         let names: Vec<&str> = image.references.iter().map(String::as_str).collect();
-        for name in if names.is_empty() { vec!["<none>"] } else { names } {
-            let (repository, tag) = split(name);
+        for name in if names.is_empty() { vec![NONE] } else { names } {
+            let (repository, tag) = if name == NONE { (NONE.into(), NONE.into()) } else { split(name) };
             rows.push(vec![
                 repository,
                 tag,
@@ -60,7 +62,7 @@ fn split(name: &str) -> (String, String) {
     let (repository, digest) = short.split_once('@').map_or((short, None), |(r, d)| (r, Some(d)));
     match (digest, repository.rsplit_once(':')) {
         (None, Some((repository, tag))) if !tag.contains('/') => (repository.into(), tag.into()),
-        (Some(_), _) => (repository.into(), "<none>".into()),
+        (Some(_), _) => (repository.into(), NONE.into()),
         _ => (repository.into(), "latest".into()),
     }
 }

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use boxlite::BoxliteRuntime;
-use boxlite::image::Progress;
 
 use crate::args::LoadArgs;
 use crate::exit::Failure;
 use crate::output;
+use crate::progress::Layers;
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<ExitCode, Failure> {
     let spooled;
@@ -22,12 +22,10 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: LoadArgs) -> Result<Exit
             PathBuf::from(format!("/proc/self/fd/{}", spooled.as_raw_fd()))
         }
     };
-    let bar = !args.quiet && io::stderr().is_terminal();
-    let mut last = None;
-    let loaded = runtime.images().load(path, move |step| show(bar, step, &mut last)).await;
-    if bar {
-        clear()?;
-    }
+    // An archive is read in seconds: a log gets no lines of it.
+    let layers = Layers::new("archive", args.quiet || !io::stderr().is_terminal());
+    let loaded = runtime.images().load(path, layers.teller()).await;
+    layers.end();
     for image in loaded? {
         let names =
             if image.references.is_empty() { vec![image.digest.clone()] } else { image.references.clone() };
@@ -54,27 +52,4 @@ async fn spool(folder: PathBuf) -> Result<File, Failure> {
     };
     let copied: io::Result<_> = tokio::task::spawn_blocking(copy).await.map_err(io::Error::other)?;
     copied.map_err(|error| Failure::Told(format!("cannot read the archive from standard input: {error}")))
-}
-
-/// One line that is written over; again only when it has changed.
-fn show(bar: bool, step: Progress, last: &mut Option<String>) {
-    if !bar {
-        return;
-    }
-    let text = match step {
-        Progress::Unpacking { bytes } => format!("unpacking the archive: {}", output::bytes(bytes)),
-        Progress::Layer { layer, layers, bytes } => {
-            format!("layer {layer} of {layers}: {}", output::bytes(bytes))
-        }
-        _ => "waiting for another load of the same image".to_owned(),
-    };
-    if last.as_ref() != Some(&text) {
-        // Progress that cannot be shown is no reason to stop.
-        drop(write!(io::stderr(), "\r\x1b[K{text}"));
-        *last = Some(text);
-    }
-}
-
-fn clear() -> io::Result<()> {
-    write!(io::stderr(), "\r\x1b[K")
 }
