@@ -459,7 +459,10 @@ impl ArchiveSupply<'_> {
         io::copy(&mut blob.by_ref().take(partial.written()), &mut io::sink()).map_err(failed)?;
         let mut buffer = vec![0; BUFFER];
         loop {
-            told.stop.check()?;
+            // Once all of it is there, what it is must be found out: whoever converts it may have failed over it.
+            if partial.written() < growth.size() {
+                told.stop.check()?;
+            }
             let length = match blob.read(&mut buffer) {
                 Ok(0) => return partial.finish(),
                 Ok(length) => length,
