@@ -1,6 +1,7 @@
 //! The harness of the VM tests.
 //!
 //! * [`story`]: a home folder, real boxes, and the proof that nothing is left over.
+//! * [`steps`]: holds the processes of boxes at named steps.
 //! * [`layout`]: images made on the spot.
 //! * [`disk`]: what the disk of an image holds.
 //! * [`raw`]: a bare machine with the vsock device.
@@ -18,4 +19,5 @@ pub mod proxy;
 pub mod puller;
 pub mod raw;
 pub mod registry;
+pub mod steps;
 pub mod story;

@@ -22,6 +22,9 @@ pub struct BoxCommand {
     pub user: Option<String>,
     /// Standard input is a pipe; otherwise `/dev/null`. Default true.
     pub stdin: bool,
+    /// A terminal of so many rows and columns in place of three pipes: standard input is open, and all output is standard
+    /// output. `None`: no terminal.
+    pub tty: Option<(u16, u16)>,
 }
 
 impl BoxCommand {
@@ -35,6 +38,7 @@ impl BoxCommand {
             working_dir: None,
             user: None,
             stdin: true,
+            tty: None,
         }
     }
 
@@ -84,6 +88,13 @@ impl BoxCommand {
     #[must_use]
     pub fn stdin(mut self, open: bool) -> Self {
         self.stdin = open;
+        self
+    }
+
+    /// Gives it a terminal of so many rows and columns.
+    #[must_use]
+    pub fn tty(mut self, rows: u16, columns: u16) -> Self {
+        self.tty = Some((rows, columns));
         self
     }
 

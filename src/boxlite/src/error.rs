@@ -21,6 +21,8 @@ pub enum ErrorKind {
     Config,
     /// A file of the home folder could not be read or written.
     Storage,
+    /// The database of the home folder could not be read or written.
+    Database,
     /// An image is broken, refused or not usable here.
     Image,
     /// The network failed.
@@ -50,6 +52,7 @@ impl ErrorKind {
             Self::InvalidArgument => "invalid_argument",
             Self::Config => "config",
             Self::Storage => "storage",
+            Self::Database => "database",
             Self::Image => "image",
             Self::Network => "network",
             Self::Execution => "execution",

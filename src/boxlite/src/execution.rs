@@ -204,7 +204,7 @@ async fn read_stream(
     output: mpsc::Sender<Bytes>,
 ) -> Result<ExecResult, String> {
     let told = |status: Status| rpc::shown(status.message());
-    let request = v1::AttachRequest { execution_id: id, streams: vec![kind.into()] };
+    let request = v1::AttachRequest { execution_id: id, streams: vec![kind.into()], observe: false };
     let mut stream = portal.execution().attach(request).await.map_err(told)?.into_inner();
     loop {
         match stream.message().await.map_err(told)?.and_then(|message| message.event) {

@@ -6,7 +6,9 @@
 //!     images/       see `image::store`
 //!     cache/        what all boxes share and can be made again: boot disks, kernels, empty file systems
 //!     tmp/          what is being made or removed; anything here may be deleted when nobody has it locked
-//!     lock          taken while the set of boxes changes
+//!     boxlite.db    which boxes there are, see `store`
+//!     events.jsonl  what has happened to them, see `boxlite_control::event`
+//!     lock          taken while the set of boxes or of images changes
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -105,6 +107,11 @@ impl Home {
 
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// What has happened to boxes: see `boxlite_control::event`.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.root.join("events.jsonl")
     }
 
     /// The files of one box. The id has been checked by [`is_id`], or was made by us.

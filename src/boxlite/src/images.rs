@@ -11,7 +11,6 @@ use crate::image::{
     Removed, StoredImage, Usage, Used, Watch, is_digest,
 };
 use crate::options::{BoxOptions, RootfsSpec};
-use crate::record::BoxRecord;
 use crate::runtime::{RuntimeInner, blocking};
 
 /// Pulls, loads, saves, lists and removes images.
@@ -279,16 +278,11 @@ impl RuntimeInner {
         }
     }
 
-    /// Which boxes use which images. One whose record is damaged may use any: then nobody can say. The home must be
-    /// locked, or the answer is out of date.
+    /// Which boxes use which images. The home must be locked, or the answer is out of date.
     fn used(&self) -> Result<Used> {
         let mut used = Used::new();
-        for id in self.ids()? {
-            // One that cannot be read may use any image: then nothing is said.
-            if let Some(record) = BoxRecord::read(&self.home.files(&id).config())? {
-                let name = record.name.unwrap_or(record.id);
-                used.entry(record.image_digest).or_default().push(name);
-            }
+        for (digest, name) in self.boxes.images_in_use()? {
+            used.entry(digest).or_default().push(name);
         }
         Ok(used)
     }

@@ -1,10 +1,14 @@
 //! What can be known of a box.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use boxlite_control::{Exit, State};
+use boxlite_control::{
+    EndReason, ErrorRecord, Exit, Outcome, Phase, RestartPolicy, Run, State, StatusUpdate,
+};
 
 use crate::error::{Error, ErrorKind, RemoteCause};
+use crate::health::{HealthReport, HealthStatus};
 use crate::record::BoxRecord;
 
 /// The status of a box.
@@ -17,8 +21,12 @@ pub enum BoxStatus {
     Starting,
     /// Its main command runs.
     Running,
+    /// Its virtual CPUs stand still.
+    Paused,
     /// It is being stopped.
     Stopping,
+    /// It waits for its next run, as its restart policy wants it.
+    Restarting,
     /// Its main command has ended.
     Stopped,
     /// It could not start, or its machine was lost.
@@ -32,15 +40,81 @@ impl BoxStatus {
             Self::Configured => "configured",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
+            Self::Restarting => "restarting",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         }
     }
 
-    /// Whether a machine exists.
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Configured,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Stopping,
+        Self::Restarting,
+        Self::Stopped,
+        Self::Failed,
+    ];
+
+    /// Whether the box is at work: a machine exists, or will again.
     pub fn is_active(self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+        matches!(self, Self::Starting | Self::Running | Self::Paused | Self::Stopping | Self::Restarting)
+    }
+
+    pub(crate) fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Starting => Self::Starting,
+            Phase::Running => Self::Running,
+            Phase::Paused => Self::Paused,
+            Phase::Stopping => Self::Stopping,
+            Phase::Restarting => Self::Restarting,
+            Phase::Dormant | Phase::Stopped => Self::Stopped,
+            Phase::Failed => Self::Failed,
+            _ => Self::Configured,
+        }
+    }
+}
+
+/// Why a box has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// Its main command ended by itself.
+    Exited,
+    /// Somebody stopped it.
+    Requested,
+    /// Nothing was done in it for as long as [`BoxOptions::auto_stop`](crate::BoxOptions::auto_stop) says.
+    Idle,
+    /// It had run as long as [`BoxOptions::max_duration`](crate::BoxOptions::max_duration) says.
+    MaxDuration,
+    /// The program that it belonged to has ended.
+    OwnerGone,
+}
+
+impl StopReason {
+    /// A stable lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Requested => "requested",
+            Self::Idle => "idle",
+            Self::MaxDuration => "max_duration",
+            Self::OwnerGone => "owner_gone",
+        }
+    }
+
+    pub(crate) fn of(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Exited => Self::Exited,
+            EndReason::Requested => Self::Requested,
+            EndReason::Idle => Self::Idle,
+            EndReason::MaxDuration => Self::MaxDuration,
+            EndReason::OwnerGone => Self::OwnerGone,
+        }
     }
 }
 
@@ -76,8 +150,29 @@ pub struct BoxInfo {
     pub engine: Option<&'static str>,
     /// The main command's exit code once it has ended: 0 to 255, or 128 plus the number of the signal that ended it.
     pub exit_code: Option<i32>,
+    /// Why it has stopped, when it has.
+    pub stop_reason: Option<StopReason>,
     /// Why it failed, with causes, for people.
     pub error: Option<String>,
+    /// The last lines of its console, when it failed and they may help. They come from the box; control characters are
+    /// escaped.
+    pub console_tail: Vec<String>,
+    /// What its health check has found, while it runs and has one.
+    pub health: Option<HealthReport>,
+    /// Its main command has a terminal.
+    pub tty: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it runs again after its main command has ended.
+    pub restart: RestartPolicy,
+    /// How often that has started it again since its last start.
+    pub restart_count: u32,
+    /// When it runs again, while it waits for that.
+    pub next_start_at: Option<SystemTime>,
+    /// It is stopped when nothing is done in it for this long.
+    pub auto_stop: Option<Duration>,
+    /// It is stopped this long after its start.
+    pub max_duration: Option<Duration>,
     /// The box is removed when it stops.
     pub auto_remove: bool,
     /// The box goes on without the process that started it.
@@ -85,7 +180,8 @@ pub struct BoxInfo {
 }
 
 impl BoxInfo {
-    pub(crate) fn new(record: &BoxRecord, state: Option<&State>) -> Self {
+    pub(crate) fn new(record: &BoxRecord, update: Option<&StatusUpdate>) -> Self {
+        let limit = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         let mut info = Self {
             id: record.id.clone(),
             name: record.name.clone(),
@@ -101,32 +197,66 @@ impl BoxInfo {
             memory_mib: record.memory_mib,
             engine: None,
             exit_code: None,
+            stop_reason: None,
             error: None,
+            console_tail: Vec::new(),
+            health: None,
+            tty: record.container.main.terminal.is_some(),
+            labels: record.labels.clone(),
+            restart: record.restart,
+            restart_count: update.map_or(0, |update| update.restarts),
+            next_start_at: None,
+            auto_stop: limit(record.idle_timeout_millis),
+            max_duration: limit(record.max_duration_millis),
             auto_remove: record.auto_remove,
             detach: record.detach,
         };
-        match state {
-            None => {}
-            Some(State::Starting { .. }) => info.status = BoxStatus::Starting,
-            Some(State::Running { engine, vmm_pid, started_unix_nanos }) => {
-                info.status = BoxStatus::Running;
-                info.engine = Some(engine_name(*engine));
-                info.pid = Some(*vmm_pid);
-                info.started_at = Some(time(*started_unix_nanos));
-            }
-            Some(State::Stopping) => info.status = BoxStatus::Stopping,
-            Some(State::Stopped { exit, ended_unix_nanos }) => {
-                info.status = BoxStatus::Stopped;
-                info.exit_code = exit.map(exit_code);
-                info.ended_at = Some(time(*ended_unix_nanos));
-            }
-            Some(State::Failed { error, ended_unix_nanos }) => {
-                info.status = BoxStatus::Failed;
-                info.error = Some(error.messages.join(": "));
-                info.ended_at = Some(time(*ended_unix_nanos));
-            }
+        if let Some(update) = update {
+            info.status = BoxStatus::of(update.state.phase());
+            info.take(&update.state);
         }
         info
+    }
+
+    /// What its state says beyond its status.
+    fn take(&mut self, state: &State) {
+        match state {
+            State::Starting { .. } | State::Stopping => {}
+            State::Running { run } | State::Paused { run, .. } => self.take_run(run),
+            State::Restarting { last, next_unix_nanos } => {
+                match last {
+                    Outcome::Exit(exit) => self.exit_code = Some(exit_code(*exit)),
+                    Outcome::Error(error) => self.take_error(error),
+                }
+                self.next_start_at = Some(time(*next_unix_nanos));
+            }
+            State::Stopped { exit, reason, ended_unix_nanos } => {
+                self.exit_code = exit.map(exit_code);
+                self.stop_reason = Some(StopReason::of(*reason));
+                self.ended_at = Some(time(*ended_unix_nanos));
+            }
+            State::Failed { error, ended_unix_nanos } => {
+                self.take_error(error);
+                self.ended_at = Some(time(*ended_unix_nanos));
+            }
+        }
+    }
+
+    fn take_run(&mut self, run: &Run) {
+        self.engine = Some(engine_name(run.engine));
+        self.pid = Some(run.vmm_pid);
+        self.started_at = Some(time(run.started_unix_nanos));
+        self.health = run.health.as_ref().map(HealthReport::new);
+    }
+
+    fn take_error(&mut self, error: &ErrorRecord) {
+        self.error = Some(error.messages.join(": "));
+        self.console_tail.clone_from(&error.console_tail);
+    }
+
+    /// The verdict of its health check, while it runs and has one.
+    pub fn health_status(&self) -> Option<HealthStatus> {
+        self.health.as_ref().map(|health| health.status)
     }
 }
 
@@ -146,7 +276,7 @@ pub(crate) fn exit_code(exit: Exit) -> i32 {
     }
 }
 
-fn time(unix_nanos: u64) -> SystemTime {
+pub(crate) fn time(unix_nanos: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(unix_nanos)
 }
 

@@ -24,42 +24,62 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod changes;
 mod command;
+mod create;
 mod disk;
 mod doctor;
 mod erofs;
 mod error;
+mod events;
 mod execution;
+mod health;
 mod home;
 pub mod image;
 mod images;
 mod info;
+mod launch;
+mod lifecycle;
 mod litebox;
 mod login;
+mod logs;
 mod monitor;
 mod options;
 mod policy;
 mod programs;
+mod prometheus;
 mod record;
+mod recovery;
 mod registry;
 mod rpc;
 mod runtime;
 mod settings;
+mod signal;
+mod stats;
+mod store;
+mod tail;
 mod usage;
 
 pub use command::BoxCommand;
 pub use doctor::{Check, Diagnosis, Health};
 pub use error::{BoxliteError, BoxliteResult, Error, ErrorKind, Result, StartFailure};
+pub use events::{BoxEvent, BoxEventKind, EventOptions, EventStream};
 pub use execution::{ExecOutput, ExecResult, ExecStdin, Execution};
+pub use health::{HealthCheckOptions, HealthProbe, HealthReport, HealthStatus};
 pub use images::{ImageDetails, ImageHandle, PullOptions, PullPolicy};
-pub use info::{BoxInfo, BoxStatus};
-pub use litebox::{LiteBox, StartStep};
-pub use options::{BoxOptions, BoxliteOptions, Engine, RootfsSpec, env_vars, limits};
+pub use info::{BoxInfo, BoxStatus, StopReason};
+pub use lifecycle::{BoxUpdate, StartStep};
+pub use litebox::LiteBox;
+pub use logs::{LogChunk, LogOptions, LogSource, LogStream};
+pub use options::{BoxOptions, BoxliteOptions, Engine, RestartPolicy, RootfsSpec, env_vars, limits};
 pub use policy::{Malformed, PolicyError, Refusal};
+pub use prometheus::MetricsAddress;
 pub use registry::{
     ImageRegistry, ImageRegistryProxy, RegistryAuth, RegistryError, RegistryErrorKind, RegistryTransport,
 };
 pub use runtime::BoxliteRuntime;
+pub use signal::parse_signal;
+pub use stats::{BoxMetrics, BoxStats, GuestStats, RuntimeMetrics};
 pub use usage::{DiskUsage, SystemPruned, UsageGroup};
 
 /// The version of this library.

@@ -1,59 +1,24 @@
-//! One box, as a handle.
+//! One box, as a handle: what it is, and the commands that run in it. What becomes of it as a whole is in `lifecycle`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use boxlite_control::{BoxFiles, Exit, FailureKind, SocketPath, State};
+use boxlite_control::{Admission, BoxFiles, Order, Phase, SocketPath, admit, step};
 use boxlite_portal::client::Portal;
 use boxlite_portal::{MAIN, v1};
+use tracing::{Instrument, info_span};
 
 use crate::command::BoxCommand;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, OnDrop};
 use crate::home::new_id;
-use crate::info::{BoxInfo, exit_code, failure};
-use crate::monitor::{self, Monitor, Observed, View};
+use crate::info::BoxInfo;
+use crate::launch::StartHow;
+use crate::monitor::{Monitor, Observed, View};
 use crate::record::BoxRecord;
 use crate::rpc;
-use crate::runtime::{RELEASE, RuntimeInner, blocking};
-
-/// How long a box may take to end after it was asked to, beyond the grace of its main command: its disk is written out,
-/// its machine killed. The monitor keeps the bounds; this one only catches a monitor that hangs.
-const END_DEADLINE: Duration = Duration::from_secs(240);
-/// SIGTERM, the same on every Linux.
-const SIGTERM: u32 = 15;
-
-/// Why this call did not start the box.
-enum StartError {
-    /// It runs: somebody else was quicker.
-    AlreadyRunning,
-    Other(Error),
-}
-
-impl From<Error> for StartError {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl StartError {
-    fn told(self, id: &str) -> Error {
-        match self {
-            Self::AlreadyRunning => Error::new(ErrorKind::InvalidState, format!("box {id} runs already")),
-            Self::Other(error) => error,
-        }
-    }
-}
-
-/// One step of the start of a box.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StartStep {
-    /// What was done, in a word.
-    pub name: String,
-    /// How long it took.
-    pub took: Duration,
-}
+use crate::runtime::RuntimeInner;
+use crate::stats::count;
 
 /// A handle to a box. Cheap to clone. The box goes on when a handle is dropped; see [`BoxOptions::detach`] for what
 /// ends it.
@@ -61,14 +26,14 @@ pub struct StartStep {
 /// [`BoxOptions::detach`]: crate::BoxOptions::detach
 #[derive(Clone, Debug)]
 pub struct LiteBox {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    runtime: Arc<RuntimeInner>,
+pub(crate) struct Inner {
+    pub(crate) runtime: Arc<RuntimeInner>,
     record: BoxRecord,
-    files: BoxFiles,
+    pub(crate) files: BoxFiles,
     /// The connection that the last call used. Only looked at and replaced under the lock, never used under it.
     portal: Mutex<Option<Portal>>,
     /// The last monitor that this handle has seen at work: it knows the end of a box that has removed itself.
@@ -94,9 +59,24 @@ impl LiteBox {
         &self.inner.record.id
     }
 
-    /// The box's name, when it was given one.
+    /// What the box was asked to be when this handle was made.
+    pub(crate) fn record(&self) -> &BoxRecord {
+        &self.inner.record
+    }
+
+    /// The box's name when this handle was made, if it had one then.
     pub fn name(&self) -> Option<&str> {
         self.inner.record.name.as_deref()
+    }
+
+    /// The signal that stops its main command, as a Linux number.
+    pub fn stop_signal(&self) -> u32 {
+        self.record().stop_signal
+    }
+
+    /// How long its main command may take to end after that signal.
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_millis(self.record().stop_grace_millis)
     }
 
     /// The box as it is now.
@@ -104,23 +84,28 @@ impl LiteBox {
     /// # Errors
     /// When the box has been removed, or its files cannot be read.
     pub fn info(&self) -> Result<BoxInfo> {
-        let here = self.inner.files.folder().is_dir();
-        // A monitor of ours that is at work knows best. One that has ended knows the last of a box that has removed
-        // itself; of any other somebody else may have started a new machine since.
-        if let Some(View { update: Some(update), over, .. }) =
-            self.own_monitor().map(|monitor| monitor.view())
-            && (!over || !here)
-        {
-            return Ok(BoxInfo::new(&self.inner.record, Some(&update.state)));
+        if self.inner.files.folder().is_dir() {
+            let record = self.inner.runtime.boxes.get(self.id())?.unwrap_or_else(|| self.record().clone());
+            // What a monitor publishes is in its file before anybody is told, so nothing is newer.
+            return Ok(BoxInfo::new(&record, self.inner.runtime.look(&record)?.update()));
         }
-        if !here {
+        // A monitor of ours knows the last of a box that has removed itself.
+        match self.own_monitor().map(|monitor| monitor.view()) {
+            Some(View { update: Some(update), .. }) => Ok(BoxInfo::new(self.record(), Some(&update))),
+            _ => Err(self.removed()),
+        }
+    }
+
+    /// What the box does now.
+    pub(crate) fn look(&self) -> Result<Observed> {
+        if !self.inner.files.folder().is_dir() {
             return Err(self.removed());
         }
-        Ok(BoxInfo::new(&self.inner.record, monitor::observe(&self.inner.files)?.state()))
+        self.inner.runtime.look(self.record())
     }
 
     /// The monitor that this runtime started last.
-    fn own_monitor(&self) -> Option<Arc<Monitor>> {
+    pub(crate) fn own_monitor(&self) -> Option<Arc<Monitor>> {
         let mut seen = self.inner.monitor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(current) = self.inner.runtime.monitor(self.id()) {
             *seen = Some(current);
@@ -128,144 +113,79 @@ impl LiteBox {
         seen.clone()
     }
 
-    fn removed(&self) -> Error {
+    pub(crate) fn removed(&self) -> Error {
         Error::new(ErrorKind::NotFound, format!("box {} has been removed", self.id()))
     }
 
-    /// Starts the box, unless it runs, and returns when its main command runs.
-    ///
-    /// # Errors
-    /// When no engine works, the machine does not come up in time, or the main command cannot be started.
-    pub async fn start(&self) -> Result<()> {
-        self.start_with(false).await
-    }
-
-    /// Starts the box with its main command attached: none of its output is lost or made before it is read.
-    ///
-    /// # Errors
-    /// As [`LiteBox::start`], and when the box runs already.
-    pub async fn start_attached(&self) -> Result<Execution> {
-        self.start_with(true).await?;
-        self.attach().await
-    }
-
-    /// The steps of the last start that this runtime made, in order, each with the time until the next one began; the
-    /// first is the start of the monitor. Empty when it did not start the box, or the box does not run yet.
-    pub fn start_steps(&self) -> Vec<StartStep> {
-        let Some(monitor) = self.own_monitor() else { return Vec::new() };
-        let arrived = monitor.view().arrived;
-        let first = [(monitor.spawned(), "spawn".to_owned())];
-        let all: Vec<_> = first.into_iter().chain(arrived).collect();
-        let pairs = all.iter().zip(all.iter().skip(1));
-        pairs.map(|((at, name), (next, _))| StartStep { name: name.clone(), took: *next - *at }).collect()
-    }
-
-    async fn start_with(&self, await_attach: bool) -> Result<()> {
-        match self.start_once(await_attach).await {
-            // Another process was quicker: its start is as good as ours.
-            Err(StartError::AlreadyRunning) if !await_attach => {
-                match Monitor::attach(&self.inner.files).await? {
-                    Some(other) => self.until_started(&other).await.map_err(|error| error.told(self.id())),
-                    None => Err(StartError::AlreadyRunning.told(self.id())),
-                }
-            }
-            outcome => outcome.map_err(|error| error.told(self.id())),
-        }
-    }
-
-    async fn start_once(&self, await_attach: bool) -> Result<(), StartError> {
-        let monitor = {
-            let gate = self.inner.runtime.gate(self.id());
-            let _starting = gate.lock().await;
-            match self.monitor().await? {
-                Some(_) if await_attach => return Err(StartError::AlreadyRunning),
-                Some(monitor) => monitor,
-                None => {
-                    self.forget_portal();
-                    self.inner.runtime.start(&self.inner.record, await_attach).await?
-                }
-            }
+    /// The error of an order that the state of the box does not allow.
+    pub(crate) fn refused(&self, refusal: boxlite_control::Refusal) -> Error {
+        let kind = match refusal.phase {
+            Phase::Stopped | Phase::Dormant | Phase::Failed => ErrorKind::Stopped,
+            _ => ErrorKind::InvalidState,
         };
-        self.until_started(&monitor).await
-    }
-
-    async fn until_started(&self, monitor: &Monitor) -> Result<(), StartError> {
-        // The monitor keeps the boot time-out; this one only catches a monitor that hangs.
-        let limit = self.inner.runtime.boot_timeout.saturating_add(END_DEADLINE);
-        let view = tokio::time::timeout(limit, monitor.started()).await.map_err(|_| {
-            Error::new(ErrorKind::Engine, format!("box {} did not start within {limit:?}", self.id()))
-        })?;
-        match view.update.map(|update| update.state) {
-            // A short main command may be over by now: it has started.
-            Some(State::Running { .. } | State::Stopping | State::Stopped { exit: Some(_), .. }) => Ok(()),
-            Some(State::Failed { error, .. }) => {
-                // The failure is the answer; what the monitor made must be gone before the caller goes on.
-                self.settle(monitor).await;
-                if error.kind == FailureKind::AlreadyRunning {
-                    return Err(StartError::AlreadyRunning);
-                }
-                Err(failure(self.id(), error).into())
-            }
-            Some(State::Stopped { exit: None, .. }) => {
-                Err(Error::new(ErrorKind::Stopped, format!("box {} was stopped while it started", self.id()))
-                    .into())
-            }
-            Some(State::Starting { .. }) | None => {
-                let error = Error::new(
-                    ErrorKind::Engine,
-                    format!("the monitor of box {} ended unexpectedly", self.id()),
-                );
-                Err(error.with_details(self.inner.runtime.shim_log_tail(&self.inner.files)).into())
-            }
+        let error = Error::new(kind, format!("box {}: {refusal}", self.id()));
+        match refusal.hint() {
+            Some(hint) => error.with_hint(hint),
+            None => error,
         }
     }
 
-    /// The monitor of the running box: our own, or somebody else's; `None` when it does not run.
-    async fn monitor(&self) -> Result<Option<Arc<Monitor>>> {
-        if let Some(own) = self.own_monitor() {
-            let view = own.view();
-            if !view.over && !view.state().is_some_and(State::is_final) {
-                return Ok(Some(own));
-            }
-            // The end of a machine has begun: a new one starts when nothing of it is left.
-            self.settle(&own).await;
-        }
-        if !self.inner.files.folder().is_dir() {
-            return Err(self.removed());
-        }
-        match monitor::observe(&self.inner.files)? {
-            Observed::Live(_) => Ok(Monitor::attach(&self.inner.files).await?.map(Arc::new)),
-            Observed::NeverStarted | Observed::Ended(_) | Observed::Crashed(_) => Ok(None),
-        }
-    }
-
-    async fn settle(&self, monitor: &Monitor) {
-        if tokio::time::timeout(END_DEADLINE, monitor.gone()).await.is_err() {
-            tracing::warn!(id = self.id(), "a monitor does not end");
-        }
-    }
-
-    /// Runs a command in the box, which is started when it never was.
+    /// Runs a command in the box. A box that was only created, or was stopped because it was idle, is started for it (see
+    /// [`BoxOptions::auto_resume`](crate::BoxOptions::auto_resume)).
     ///
     /// # Errors
-    /// When the box has ended, the command cannot be started (see [`Error::start_failure`]), or the box does not
-    /// answer.
+    /// When the box has ended or is paused, the command cannot be started (see [`Error::start_failure`]), or the box does
+    /// not answer.
     pub async fn exec(&self, command: BoxCommand) -> Result<Execution> {
+        self.exec_with(command, StartHow::default()).await
+    }
+
+    /// As [`LiteBox::exec`]; a box that is started for it goes on when this process ends, whatever it was created for.
+    ///
+    /// # Errors
+    /// As [`LiteBox::exec`].
+    pub async fn exec_detached(&self, command: BoxCommand) -> Result<Execution> {
+        self.exec_with(command, StartHow { detach: true, ..StartHow::default() }).await
+    }
+
+    async fn exec_with(&self, command: BoxCommand, how: StartHow) -> Result<Execution> {
         command.validate()?;
-        if let Observed::NeverStarted = monitor::observe(&self.inner.files)? {
-            self.start().await?;
+        self.ready(Order::Exec, how).await?;
+        let span = info_span!("exec", id = self.id(), command = command.command);
+        let outcome = self.exec_now(command).instrument(span).await;
+        let counters = &self.inner.runtime.counters;
+        count(if outcome.is_ok() { &counters.commands } else { &counters.exec_errors });
+        outcome
+    }
+
+    /// Brings the box into a state in which such an order goes, or says why it cannot be.
+    async fn ready(&self, order: Order, how: StartHow) -> Result<()> {
+        let phase = self.look()?.phase();
+        match admit(phase, order) {
+            Admission::Refuse(refusal) => Err(self.refused(refusal)),
+            Admission::AfterStart if phase == Phase::Dormant && !self.record().auto_resume => {
+                Err(self.refused(boxlite_control::Refusal { phase, order }))
+            }
+            Admission::AfterStart => self.start_with(how).await,
+            Admission::Go | Admission::Already | Admission::AfterEnd => Ok(()),
         }
+    }
+
+    async fn exec_now(&self, command: BoxCommand) -> Result<Execution> {
         let id = new_id()?;
         let timeout = command.timeout.map_or(0, |t| u64::try_from(t.as_millis().max(1)).unwrap_or(u64::MAX));
         let request = v1::ExecRequest {
             execution_id: id.clone(),
             process: Some(self.process(&command)),
             timeout_millis: timeout,
+            quiet: false,
         };
         let (portal, answer) = self.call_exec(request).await?;
+        step::reached("library", "exec-asked");
         match answer.outcome {
             Some(v1::exec_response::Outcome::Started(_)) => {
-                Ok(Execution::attach(portal, id, command.stdin.then_some(OnDrop::Close)))
+                let stdin = command.stdin || command.tty.is_some();
+                Ok(Execution::attach(portal, id, stdin.then_some(OnDrop::Close)))
             }
             Some(v1::exec_response::Outcome::Failure(failure)) => {
                 Err(rpc::not_started(&command.command, &failure))
@@ -280,6 +200,7 @@ impl LiteBox {
         let mut again = true;
         loop {
             let portal = self.portal().await?;
+            step::reached("library", "exec-connected");
             match rpc::call("cannot run a command", portal.execution().exec(request.clone())).await {
                 Ok(answer) => return Ok((portal, answer)),
                 Err(error) if error.kind() == ErrorKind::Portal => {
@@ -307,21 +228,29 @@ impl LiteBox {
             env: env.into_iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
             cwd: command.working_dir.clone().unwrap_or_default().into_bytes(),
             user: command.user.clone().unwrap_or_default(),
-            terminal: None,
-            stdin: command.stdin,
+            terminal: command
+                .tty
+                .map(|(rows, columns)| v1::TerminalSize { rows: rows.into(), columns: columns.into() }),
+            stdin: command.stdin || command.tty.is_some(),
             rlimits: Vec::new(),
         }
     }
 
-    /// Attaches to the main command. Its standard input stays open when the writer is dropped.
+    /// Attaches to the main command: to what it writes from now on, and what was kept of what it wrote last. Its standard
+    /// input stays open when the writer is dropped.
     ///
     /// # Errors
     /// When the box does not run, or does not answer.
     pub async fn attach(&self) -> Result<Execution> {
+        self.ready(Order::Attach, StartHow::default()).await?;
+        self.attach_now().await
+    }
+
+    pub(crate) async fn attach_now(&self) -> Result<Execution> {
         // On a connection of its own: one that was kept may belong to a machine that has ended.
         self.forget_portal();
         let portal = self.portal().await?;
-        let stdin = self.inner.record.container.main.stdin.then_some(OnDrop::LeaveOpen);
+        let stdin = self.record().container.main.stdin.then_some(OnDrop::LeaveOpen);
         Ok(Execution::attach(portal, MAIN.to_owned(), stdin))
     }
 
@@ -355,74 +284,7 @@ impl LiteBox {
     }
 
     /// A connection that failed is not used again.
-    fn forget_portal(&self) {
+    pub(crate) fn forget_portal(&self) {
         *self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Waits until the main command has ended, and returns its exit code: 0 to 255, or 128 plus the number of the
-    /// signal that ended it.
-    ///
-    /// # Errors
-    /// When the box failed, was never started, or has been removed.
-    pub async fn wait(&self) -> Result<i32> {
-        let state = match self.watched().await? {
-            Some(monitor) => monitor.ended().await.update.map(|update| update.state),
-            None => monitor::observe(&self.inner.files)?.state().cloned(),
-        };
-        match state {
-            Some(State::Stopped { exit: Some(exit), .. }) => Ok(exit_code(exit)),
-            Some(State::Stopped { exit: None, .. }) => Ok(exit_code(Exit::Signal(9))),
-            Some(State::Failed { error, .. }) => Err(failure(self.id(), error)),
-            Some(_) => {
-                Err(Error::new(ErrorKind::Engine, format!("the monitor of box {} was lost", self.id())))
-            }
-            None => Err(Error::new(ErrorKind::InvalidState, format!("box {} was never started", self.id()))),
-        }
-    }
-
-    /// Like [`Self::monitor`], but an ended one of ours counts as long as nobody has started the box again.
-    async fn watched(&self) -> Result<Option<Arc<Monitor>>> {
-        match self.own_monitor() {
-            Some(own) if !own.view().over || !self.inner.files.folder().is_dir() => Ok(Some(own)),
-            _ => self.monitor().await,
-        }
-    }
-
-    /// Waits until nothing of a box that has ended is left running, and, for one that removes itself, nothing of it on
-    /// disk. Waits for the end of the main command first when this runtime started the box.
-    ///
-    /// # Errors
-    /// When it takes longer than 30 s after the end of the main command, or another process's box still runs.
-    pub async fn wait_gone(&self) -> Result<()> {
-        if let Some(monitor) = self.own_monitor() {
-            monitor.ended().await;
-            tokio::time::timeout(RELEASE, monitor.gone()).await.map_err(|_| {
-                Error::new(ErrorKind::Engine, format!("the monitor of box {} does not end", self.id()))
-            })?;
-        }
-        let (runtime, id) = (self.inner.runtime.clone(), self.id().to_owned());
-        blocking(move || runtime.wait_released(&id)).await
-    }
-
-    /// Stops the box: SIGTERM, then SIGKILL after 10 s. A box that does not run is left as it is.
-    ///
-    /// # Errors
-    /// When the monitor does not answer.
-    pub async fn stop(&self) -> Result<()> {
-        self.stop_with(SIGTERM, Duration::from_secs(10)).await
-    }
-
-    /// Stops the box with this signal (a Linux number; 0 for SIGKILL at once), then SIGKILL after the grace.
-    ///
-    /// # Errors
-    /// When the monitor does not answer.
-    pub async fn stop_with(&self, signal: u32, grace: Duration) -> Result<()> {
-        let limit = grace.saturating_add(END_DEADLINE);
-        let stopping = monitor::stop(&self.inner.files, signal, grace);
-        let stopped = tokio::time::timeout(limit, stopping).await.map_err(|_| {
-            Error::new(ErrorKind::Engine, format!("box {} did not stop within {limit:?}", self.id()))
-        })?;
-        stopped?;
-        self.wait_gone().await
     }
 }

@@ -17,8 +17,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
-    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Request, Response, SocketPath, State, StatusFile,
-    StatusUpdate, VERSION, frame,
+    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Phase, Request, Response, SocketPath, State,
+    StatusFile, StatusUpdate, VERSION, boot_id, frame, step,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result, storage};
 use crate::record::read_bounded;
+use crate::tail;
 
 /// The largest state file, in bytes.
 const STATE_LIMIT: u64 = 1 << 20;
@@ -66,7 +67,7 @@ impl View {
         self.update = Some(update);
     }
 
-    fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         self.state().is_some_and(State::is_final)
     }
 }
@@ -105,10 +106,12 @@ impl Monitor {
             .current_dir("/")
             .spawn()
             .map_err(failed)?;
+        step::reached("library", "monitor-spawned");
         let sent = frame::send(&mut lifeline, config).await;
         sent.map_err(|e| {
             Error::new(ErrorKind::Engine, "the monitor did not take its configuration").with_source(e)
         })?;
+        step::reached("library", "monitor-configured");
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_lifeline(lifeline, child, sender));
         Ok(Self { spawned, view, task })
@@ -134,9 +137,26 @@ impl Monitor {
     /// Waits until the box runs or will not any more.
     pub(crate) async fn started(&self) -> View {
         self.until(|view| {
-            matches!(view.state(), Some(State::Running { .. } | State::Stopping)) || view.is_final()
+            matches!(view.state(), Some(State::Running { .. } | State::Paused { .. } | State::Stopping))
+                || view.is_final()
         })
         .await
+    }
+
+    /// Waits until a box that is to restart has left the run that it was in.
+    pub(crate) async fn left_running(&self) -> View {
+        self.until(|view| {
+            !matches!(
+                view.state(),
+                None | Some(State::Stopping | State::Running { .. } | State::Paused { .. })
+            )
+        })
+        .await
+    }
+
+    /// Waits for the first state of its.
+    pub(crate) async fn first(&self) -> View {
+        self.until(|view| view.update.is_some()).await
     }
 
     /// Waits for the final state.
@@ -224,6 +244,7 @@ pub(crate) async fn stop(files: &BoxFiles, signal: u32, grace: Duration) -> Resu
     let Some(mut connection) = request(files, &Request::Stop { signal, grace_millis }).await? else {
         return Ok(None);
     };
+    step::reached("library", "stop-asked");
     loop {
         // Bounded by the monitor: the grace, then its own limits on every step of the end.
         match frame::receive::<Response, _>(&mut connection).await {
@@ -237,25 +258,46 @@ pub(crate) async fn stop(files: &BoxFiles, signal: u32, grace: Duration) -> Resu
     }
 }
 
+/// Asks a box's monitor for something that it answers once, within `limit`. `None` when no monitor runs.
+pub(crate) async fn ask(files: &BoxFiles, asked: &Request, limit: Duration) -> Result<Option<Response>> {
+    let Some(mut connection) = request(files, asked).await? else { return Ok(None) };
+    let lost = |why: &str| Err(Error::new(ErrorKind::Engine, format!("the monitor of the box {why}")));
+    match tokio::time::timeout(limit, frame::receive::<Response, _>(&mut connection)).await {
+        Err(_) => lost(&format!("did not answer within {limit:?}")),
+        Ok(Err(error)) => lost("broke its answer off").map_err(|outer: Error| outer.with_source(error)),
+        // It has ended between the two.
+        Ok(Ok(None)) => Ok(None),
+        Ok(Ok(Some(response))) => Ok(Some(response)),
+    }
+}
+
 /// What the files say about a box.
 #[derive(Clone, Debug)]
 pub(crate) enum Observed {
     /// It was never started.
     NeverStarted,
     /// A monitor runs.
-    Live(State),
+    Live(StatusUpdate),
     /// It has ended in order, or its end has been recorded.
-    Ended(State),
-    /// Its monitor was killed. The state says so.
-    Crashed(State),
+    Ended(StatusUpdate),
+    /// Its monitor was killed, and nobody has recorded that yet. The state says so.
+    Crashed(StatusUpdate),
 }
 
 impl Observed {
-    pub(crate) fn state(&self) -> Option<&State> {
+    pub(crate) fn update(&self) -> Option<&StatusUpdate> {
         match self {
             Self::NeverStarted => None,
-            Self::Live(state) | Self::Ended(state) | Self::Crashed(state) => Some(state),
+            Self::Live(update) | Self::Ended(update) | Self::Crashed(update) => Some(update),
         }
+    }
+
+    pub(crate) fn state(&self) -> Option<&State> {
+        self.update().map(|update| &update.state)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.state().map_or(Phase::Created, State::phase)
     }
 }
 
@@ -264,38 +306,49 @@ pub(crate) fn observe(files: &BoxFiles) -> Result<Observed> {
     let first = match read_state(files)? {
         // The control socket is bound before the first state is written.
         Recorded::Nothing => return Ok(Observed::NeverStarted),
-        Recorded::State(state) if state.is_final() => return Ok(Observed::Ended(state)),
-        Recorded::State(state) => state,
+        Recorded::State(status) if status.update.state.is_final() => {
+            return Ok(Observed::Ended(status.update));
+        }
+        Recorded::State(status) => status,
         // States are renamed into place whole: only a crash of the machine leaves less.
         Recorded::Damaged => {
-            return Ok(Observed::Crashed(crashed(files, "the record of the box's state is damaged")));
+            return Ok(Observed::Crashed(crashed(files, "the record of the box's state is damaged", None)));
         }
     };
     let path = SocketPath::new(&files.control_socket());
     if path.and_then(|path| StdUnixStream::connect(path.path())).is_ok() {
-        return Ok(Observed::Live(first));
+        return Ok(Observed::Live(first.update));
     }
     // It may have ended between the two looks.
     match read_state(files)? {
-        Recorded::State(second) if second.is_final() => Ok(Observed::Ended(second)),
-        _ => Ok(Observed::Crashed(crashed(files, "the box's monitor was killed"))),
+        Recorded::State(second) if second.update.state.is_final() => Ok(Observed::Ended(second.update)),
+        Recorded::State(second) if second.boot_id != boot_id() => {
+            let why = "the host went down while the box was not stopped";
+            Ok(Observed::Crashed(crashed(files, why, Some(second.update))))
+        }
+        _ => Ok(Observed::Crashed(crashed(files, "the box's monitor was killed", Some(first.update)))),
     }
 }
 
-fn crashed(files: &BoxFiles, why: &str) -> State {
+/// The state of a box whose monitor could not publish one.
+fn crashed(files: &BoxFiles, why: &str, last: Option<StatusUpdate>) -> StatusUpdate {
     let ended = fs::metadata(files.state()).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut messages = vec![why.to_owned()];
+    messages.extend(last.as_ref().map(|last| format!("it was {}", last.state.phase().name())));
     let error = ErrorRecord {
         kind: FailureKind::VmmLost,
-        messages: vec![why.into()],
+        messages,
         hint: None,
-        console_tail: Vec::new(),
+        console_tail: tail::lines(&files.console_log()),
     };
-    State::Failed { error, ended_unix_nanos: unix_nanos(ended) }
+    let (generation, restarts) = last.map_or((0, 0), |last| (last.generation, last.restarts));
+    let state = State::Failed { error, ended_unix_nanos: unix_nanos(ended) };
+    StatusUpdate { generation: generation + 1, restarts, state }
 }
 
 enum Recorded {
     Nothing,
-    State(State),
+    State(StatusFile),
     Damaged,
 }
 
@@ -303,7 +356,7 @@ fn read_state(files: &BoxFiles) -> Result<Recorded> {
     let path = files.state();
     let Some(bytes) = read_bounded(&path, STATE_LIMIT)? else { return Ok(Recorded::Nothing) };
     match serde_json::from_slice::<StatusFile>(&bytes) {
-        Ok(status) if status.version == VERSION => Ok(Recorded::State(status.update.state)),
+        Ok(status) if status.version == VERSION => Ok(Recorded::State(status)),
         Ok(_) => Ok(Recorded::Damaged),
         Err(error) => {
             tracing::warn!(error = %error, path = %path.display(), "a state does not decode");
@@ -321,26 +374,36 @@ pub(crate) fn unix_nanos(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use boxlite_control::EngineChoice;
+    use boxlite_control::{EngineChoice, Run};
     use std::os::unix::net::UnixListener;
 
     fn with_state(state: State) -> (tempfile::TempDir, BoxFiles) {
         let folder = tempfile::tempdir().unwrap();
         let files = BoxFiles::new(folder.path());
-        let update = StatusUpdate { generation: 1, state };
-        let status = StatusFile { version: VERSION, monitor_pid: 1, update };
-        fs::write(files.state(), serde_json::to_vec(&status).unwrap()).unwrap();
+        StatusFile::write(&files, &StatusUpdate { generation: 1, restarts: 2, state }).unwrap();
         (folder, files)
     }
 
     fn running() -> State {
-        State::Running { engine: EngineChoice::Qemu, vmm_pid: 2, started_unix_nanos: 3 }
+        let run = Run { engine: EngineChoice::Qemu, vmm_pid: 2, started_unix_nanos: 3, health: None };
+        State::Running { run }
     }
 
     #[test]
     fn a_box_that_claims_to_run_without_a_monitor_has_crashed() {
         let (_folder, files) = with_state(running());
-        assert!(matches!(observe(&files).unwrap(), Observed::Crashed(State::Failed { .. })));
+        fs::create_dir(files.logs()).unwrap();
+        fs::write(files.console_log(), "first\nKernel panic\x1b[0m\n").unwrap();
+        let Observed::Crashed(StatusUpdate {
+            generation: 2,
+            restarts: 2,
+            state: State::Failed { error, .. },
+        }) = observe(&files).unwrap()
+        else {
+            panic!("not crashed")
+        };
+        assert_eq!(error.messages, ["the box's monitor was killed", "it was running"]);
+        assert_eq!(error.console_tail, ["first", "Kernel panic\\u{1b}[0m"]);
     }
 
     #[test]
@@ -354,7 +417,18 @@ mod tests {
     fn a_monitor_that_listens_is_live() {
         let (_folder, files) = with_state(running());
         let _listener = UnixListener::bind(files.control_socket()).unwrap();
-        assert!(matches!(observe(&files).unwrap(), Observed::Live(State::Running { .. })));
+        assert_eq!(observe(&files).unwrap().phase(), Phase::Running);
+        assert!(matches!(observe(&files).unwrap(), Observed::Live(_)));
+    }
+
+    #[test]
+    fn a_box_of_an_earlier_boot_of_the_host_went_down_with_it() {
+        let (_folder, files) = with_state(running());
+        let text = fs::read_to_string(files.state()).unwrap().replace(boot_id(), "another boot");
+        fs::write(files.state(), text).unwrap();
+        let Observed::Crashed(update) = observe(&files).unwrap() else { panic!("not crashed") };
+        let State::Failed { error, .. } = update.state else { panic!("not failed") };
+        assert!(error.messages[0].contains("host"), "{error:?}");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What a caller can ask for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use boxlite_control::RestartPolicy;
+
 use crate::error::{Error, ErrorKind, Result};
+use crate::health::HealthCheckOptions;
 use crate::image::Limits;
 use crate::images::PullPolicy;
 use crate::registry::{ImageRegistry, ImageRegistryProxy};
+use crate::signal::parse_signal;
 
 /// The environment variables that the library reads.
 pub mod env_vars {
@@ -163,6 +167,8 @@ pub mod limits {
     pub const MAX_DISK_GB: u64 = 16 << 10;
     /// The longest name of a box.
     pub const MAX_NAME: usize = 63;
+    /// The most bytes of all labels of a box together.
+    pub const MAX_LABELS: usize = 256 << 10;
 }
 
 /// What a box is to be.
@@ -191,6 +197,9 @@ pub struct BoxOptions {
     /// The main command's standard input is a pipe that stays open until it is closed; otherwise `/dev/null`.
     /// Default true, so that a shell as main command waits instead of ending at once.
     pub open_stdin: bool,
+    /// The main command has a terminal: its standard input is open, and all that it writes is standard output. Default
+    /// false.
+    pub tty: bool,
     /// Capabilities beyond Docker's default set, such as `SYS_PTRACE` or `ALL`.
     pub cap_add: Vec<String>,
     /// Capabilities of the default set to leave out.
@@ -206,6 +215,25 @@ pub struct BoxOptions {
     pub auto_remove: bool,
     /// The box goes on when the process that started it ends. Default false.
     pub detach: bool,
+    /// Free key-value pairs, which filters find. Keys are not empty.
+    pub labels: BTreeMap<String, String>,
+    /// Whether the box runs again after its main command has ended. Not together with `auto_remove`. Default no.
+    pub restart: RestartPolicy,
+    /// How the box's health is checked. Default: as the image says.
+    pub health_check: HealthCheckOptions,
+    /// The box is stopped when for this long no command was run in it and nobody was attached to its streams. `None`:
+    /// never.
+    pub auto_stop: Option<Duration>,
+    /// A command that is to run in a box that was stopped by `auto_stop` starts it again. Default true.
+    pub auto_resume: bool,
+    /// The box is stopped this long after its start. `None`: never.
+    pub max_duration: Option<Duration>,
+    /// The signal that stops the main command, such as `TERM` or `SIGINT`. `None`: the image's, else SIGTERM.
+    pub stop_signal: Option<String>,
+    /// How long the main command may take to end after that signal, before it is killed. `None`: 10 s.
+    pub stop_timeout: Option<Duration>,
+    /// What the main command writes is kept, at most 20 MiB of it. Default true.
+    pub keep_output: bool,
 }
 
 impl Default for BoxOptions {
@@ -221,6 +249,7 @@ impl Default for BoxOptions {
             cmd: None,
             hostname: None,
             open_stdin: true,
+            tty: false,
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
             rootfs: RootfsSpec::Image("alpine:latest".into()),
@@ -228,6 +257,15 @@ impl Default for BoxOptions {
             platform: None,
             auto_remove: true,
             detach: false,
+            labels: BTreeMap::new(),
+            restart: RestartPolicy::No,
+            health_check: HealthCheckOptions::default(),
+            auto_stop: None,
+            auto_resume: true,
+            max_duration: None,
+            stop_signal: None,
+            stop_timeout: None,
+            keep_output: true,
         }
     }
 }
@@ -241,16 +279,18 @@ impl BoxOptions {
     /// Refuses what cannot be right, before anything is touched.
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
-        if let Some(cpus) = self.cpus.filter(|c| !(1..=limits::MAX_CPUS).contains(c)) {
-            return invalid(format!("a box has 1 to {} CPUs, not {cpus}", limits::MAX_CPUS));
+        validate_size(self.cpus, self.memory_mib)?;
+        validate_labels(&self.labels)?;
+        validate_limit("auto-stop", self.auto_stop)?;
+        validate_limit("maximum duration", self.max_duration)?;
+        self.health_check.validate()?;
+        if let Some(signal) = &self.stop_signal {
+            parse_signal(signal)?;
         }
-        let memory = limits::MIN_MEMORY_MIB..=limits::MAX_MEMORY_MIB;
-        if let Some(mib) = self.memory_mib.filter(|m| !memory.contains(m)) {
-            return invalid(format!(
-                "a box has {} to {} MiB of memory, not {mib}",
-                memory.start(),
-                memory.end()
-            ));
+        if self.auto_remove && self.restart != RestartPolicy::No {
+            let message =
+                format!("a box that removes itself cannot have the restart policy `{}`", self.restart);
+            return Err(Error::new(ErrorKind::InvalidArgument, message).with_hint("take one of the two away"));
         }
         if let Some(gb) = self.disk_size_gb.filter(|g| !(1..=limits::MAX_DISK_GB).contains(g)) {
             return invalid(format!("a box's disk has 1 to {} GiB, not {gb}", limits::MAX_DISK_GB));
@@ -285,6 +325,43 @@ impl BoxOptions {
     }
 }
 
+/// Checks what a machine may have.
+pub(crate) fn validate_size(cpus: Option<u8>, memory_mib: Option<u32>) -> Result<()> {
+    let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+    if let Some(cpus) = cpus.filter(|c| !(1..=limits::MAX_CPUS).contains(c)) {
+        return invalid(format!("a box has 1 to {} CPUs, not {cpus}", limits::MAX_CPUS));
+    }
+    let memory = limits::MIN_MEMORY_MIB..=limits::MAX_MEMORY_MIB;
+    if let Some(mib) = memory_mib.filter(|m| !memory.contains(m)) {
+        let message = format!("a box has {} to {} MiB of memory, not {mib}", memory.start(), memory.end());
+        return invalid(message);
+    }
+    Ok(())
+}
+
+pub(crate) fn validate_labels(labels: &BTreeMap<String, String>) -> Result<()> {
+    let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+    if labels.keys().any(|key| key.is_empty() || key.contains('=')) {
+        return invalid("the key of a label is empty or contains `=`".into());
+    }
+    let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > limits::MAX_LABELS {
+        return invalid(format!("labels have at most {} bytes in all, not {bytes}", limits::MAX_LABELS));
+    }
+    Ok(())
+}
+
+/// A limit of less than a millisecond is none that can be kept.
+pub(crate) fn validate_limit(what: &str, limit: Option<Duration>) -> Result<()> {
+    match limit {
+        Some(time) if time < Duration::from_millis(1) => {
+            let message = format!("a limit of {time:?} for {what} leaves the box no time");
+            Err(Error::new(ErrorKind::InvalidArgument, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks a box's name: a letter or digit, then letters, digits, `_`, `.` and `-`, at most 63 in all.
 pub(crate) fn validate_name(name: &str) -> Result<()> {
     let mut chars = name.chars();
@@ -316,6 +393,10 @@ mod tests {
             (BoxOptions { env: vec![("A=B".into(), "c".into())], ..base() }, "`A=B`"),
             (BoxOptions { cmd: Some(vec!["a\0b".into()]), ..base() }, "NUL"),
             (BoxOptions { hostname: Some("a_b".into()), ..base() }, "a_b"),
+            (BoxOptions { restart: RestartPolicy::Always, ..base() }, "`always`"),
+            (BoxOptions { stop_signal: Some("NO".into()), ..base() }, "`NO`"),
+            (BoxOptions { auto_stop: Some(Duration::ZERO), ..base() }, "auto-stop"),
+            (BoxOptions { labels: [(String::new(), String::new())].into(), ..base() }, "label"),
             (BoxOptions { cap_add: vec!["SYS ADMIN".into()], ..base() }, "SYS ADMIN"),
         ];
         for (options, part) in cases {

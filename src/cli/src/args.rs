@@ -5,6 +5,10 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use crate::box_args::{
+    AttachArgs, BoxArgs, CreateArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, MetricsArgs, PsArgs,
+    RenameArgs, RestartArgs, RmArgs, RunArgs, StatsArgs, StopArgs, TargetsArgs, UpdateArgs,
+};
 use crate::exit;
 
 /// Run OCI images in micro-VMs of their own, with no daemon.
@@ -31,13 +35,44 @@ pub(crate) struct Line {
 pub(crate) enum Command {
     /// Create a box from an image, run a command in it, and wait for its end
     Run(RunArgs),
+    /// Create a box from an image, without starting it
+    Create(CreateArgs),
+    /// Start boxes; they go on by themselves
+    Start(TargetsArgs),
     /// Run a command in a running box
     Exec(ExecArgs),
+    /// Connect to the main command of a running box
+    Attach(AttachArgs),
     /// List boxes
     #[command(visible_aliases = ["ls", "list"])]
     Ps(PsArgs),
+    /// Show all that is known of boxes or images, as JSON
+    Inspect(InspectArgs),
+    /// Show what the main command of a box has written
+    Logs(LogsArgs),
+    /// Show what happens to boxes
+    Events(EventsArgs),
+    /// Show what boxes use
+    Stats(StatsArgs),
+    /// Show what boxes use in the text format of Prometheus, or serve it
+    Metrics(MetricsArgs),
     /// Stop running boxes
     Stop(StopArgs),
+    /// Stop boxes and start them again
+    Restart(RestartArgs),
+    /// Send a signal to the main commands of boxes
+    Kill(KillArgs),
+    /// Let the virtual CPUs of boxes stand still
+    Pause(TargetsArgs),
+    /// Let paused boxes go on
+    #[command(visible_alias = "resume")]
+    Unpause(TargetsArgs),
+    /// Wait for the end of boxes, and print the exit codes of their main commands
+    Wait(TargetsArgs),
+    /// Give a box another name
+    Rename(RenameArgs),
+    /// Change what boxes are asked to be
+    Update(UpdateArgs),
     /// Remove boxes
     Rm(RmArgs),
     /// Download images
@@ -72,7 +107,7 @@ impl Command {
     /// The exit code when BoxLite itself fails.
     pub(crate) fn tool_code(&self) -> u8 {
         match self {
-            Self::Run(_) | Self::Exec(_) => exit::TOOL,
+            Self::Run(_) | Self::Exec(_) | Self::Create(_) => exit::TOOL,
             _ => 1,
         }
     }
@@ -137,97 +172,9 @@ pub(crate) struct ProcessArgs {
     /// Pass standard input to the command
     #[arg(short, long)]
     pub(crate) interactive: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// Remove the box when its command ends
-    #[arg(long)]
-    pub(crate) rm: bool,
-    /// Name of the box
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    #[command(flatten)]
-    pub(crate) process: ProcessArgs,
-    /// Virtual CPUs [default: 1]
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<u8>,
-    /// Memory, such as 512m or 2g; a bare number is MiB [default: 1g]
-    #[arg(short, long, value_name = "SIZE")]
-    pub(crate) memory: Option<Size>,
-    /// Size of the writable disk, such as 20g; a bare number is GiB [default: 10g]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) disk_size: Option<DiskSize>,
-    /// Replace the image's entrypoint; an empty one removes it
-    #[arg(long, value_name = "COMMAND")]
-    pub(crate) entrypoint: Option<String>,
-    /// Host name in the box [default: the box's id]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hostname: Option<String>,
-    /// Add a capability, or ALL
-    #[arg(long, value_name = "CAP")]
-    pub(crate) cap_add: Vec<String>,
-    /// Drop a capability, or ALL
-    #[arg(long, value_name = "CAP")]
-    pub(crate) cap_drop: Vec<String>,
-    /// When to ask the registry for the image
-    #[arg(long, value_enum, default_value = "missing")]
-    pub(crate) pull: PullWhen,
-    /// Platform of the image, such as linux/amd64 [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub(crate) platform: Option<String>,
-    /// Say nothing of the download of the image
+    /// Give the command a terminal
     #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Image: a reference, a digest, or a path that starts with `/` or `./`
-    pub(crate) image: String,
-    /// Command and arguments [default: those of the image]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExecArgs {
-    #[command(flatten)]
-    pub(crate) process: ProcessArgs,
-    /// Name, id, or unique start of an id
-    #[arg(value_name = "BOX")]
-    pub(crate) target: String,
-    /// Command and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PsArgs {
-    /// Also boxes that do not run
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Only ids
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    #[command(flatten)]
-    pub(crate) format: FormatArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct StopArgs {
-    /// Seconds to wait before the box is killed
-    #[arg(short = 't', long, default_value = "10", value_name = "SECONDS")]
-    pub(crate) time: u32,
-    /// Names or ids
-    #[arg(required = true, value_name = "BOX")]
-    pub(crate) targets: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RmArgs {
-    /// Kill boxes that run
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Names or ids
-    #[arg(required = true, value_name = "BOX")]
-    pub(crate) targets: Vec<String>,
+    pub(crate) tty: bool,
 }
 
 #[derive(Debug, Args)]
@@ -307,8 +254,8 @@ pub(crate) struct TagArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// References or digests
-    #[arg(required = true, value_name = "IMAGE")]
+    /// Names, ids, references or digests
+    #[arg(required = true, value_name = "NAME")]
     pub(crate) references: Vec<String>,
 }
 
@@ -439,6 +386,6 @@ mod tests {
         let line = Line::try_parse_from(["boxlite", "run", "--rm", "busybox", "ls", "-l", "--rm"]).unwrap();
         let Command::Run(run) = line.command else { panic!("not a run") };
         assert!(run.rm);
-        assert_eq!(run.command, ["ls", "-l", "--rm"]);
+        assert_eq!(run.create.command, ["ls", "-l", "--rm"]);
     }
 }

@@ -3,11 +3,17 @@
 //! Data goes to standard output, messages and progress to standard error. Exit codes are in [`exit`].
 
 mod args;
+mod box_args;
 mod commands;
 mod exit;
+mod filter;
+mod keys;
 mod output;
 mod progress;
 mod streams;
+mod template;
+mod terminal;
+mod time;
 
 use std::process::ExitCode;
 
@@ -53,7 +59,22 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
         Command::Run(args) => commands::run::run(&runtime, args).await,
         Command::Exec(args) => commands::exec::run(&runtime, args).await,
         Command::Ps(args) => commands::ps::run(&runtime, &args).await,
-        Command::Stop(args) => commands::stop::run(&runtime, args).await,
+        Command::Create(args) => commands::run::create(&runtime, args).await,
+        Command::Start(args) => commands::each::start(&runtime, &args).await,
+        Command::Attach(args) => commands::attach::run(&runtime, args).await,
+        Command::Inspect(args) => commands::inspect::any(&runtime, args).await,
+        Command::Logs(args) => commands::logs::run(&runtime, args).await,
+        Command::Events(args) => commands::events::run(&runtime, args).await,
+        Command::Stats(args) => commands::stats::run(&runtime, args).await,
+        Command::Metrics(args) => commands::stats::metrics(&runtime, args).await,
+        Command::Stop(args) => commands::each::stop(&runtime, &args).await,
+        Command::Restart(args) => commands::each::restart(&runtime, &args).await,
+        Command::Kill(args) => commands::each::kill(&runtime, &args).await,
+        Command::Pause(args) => commands::each::pause(&runtime, &args).await,
+        Command::Unpause(args) => commands::each::unpause(&runtime, &args).await,
+        Command::Wait(args) => commands::each::wait(&runtime, &args).await,
+        Command::Rename(args) => commands::each::rename(&runtime, &args).await,
+        Command::Update(args) => commands::each::update(&runtime, &args).await,
         Command::Rm(args) => commands::rm::run(&runtime, args).await,
         Command::Pull(args) | Command::Image(ImageCommand::Pull(args)) => {
             commands::pull::run(&runtime, args).await

@@ -11,6 +11,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::exit::{self, Failure};
+use crate::keys::{DetachKeys, Typed};
+use crate::terminal::{self, Terminal};
 
 /// How many times the user may ask by signal before the command is killed.
 const PATIENCE: usize = 3;
@@ -21,6 +23,25 @@ const NOBODY_READS: i32 = 141;
 /// 128 + SIGKILL: what is known of a command whose end was not waited for.
 const KILLED: i32 = 137;
 
+/// How a connection to a command came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The command has ended: the code that a shell would report.
+    Exit(i32),
+    /// The user has left it.
+    Detached,
+}
+
+/// How to connect.
+pub(crate) struct Wires<'a> {
+    /// Our standard input is passed on.
+    pub(crate) interactive: bool,
+    /// The command has a terminal; ours, where we have one, is handed over to it.
+    pub(crate) tty: bool,
+    pub(crate) detach_keys: DetachKeys,
+    pub(crate) whole: Whole<'a>,
+}
+
 /// What is ended when the user has lost patience, or nobody reads the output.
 #[derive(Clone, Copy)]
 pub(crate) enum Whole<'a> {
@@ -30,19 +51,18 @@ pub(crate) enum Whole<'a> {
     Command,
 }
 
-/// Connects the streams, passes signals on, and waits for the end. Returns the code that a shell would report.
-pub(crate) async fn connect(
-    mut execution: Execution,
-    interactive: bool,
-    whole: Whole<'_>,
-) -> Result<i32, Failure> {
+/// Connects the streams, passes signals on, and waits for the end.
+pub(crate) async fn connect(mut execution: Execution, wires: Wires<'_>) -> Result<End, Failure> {
+    let Wires { interactive, tty, detach_keys, whole } = wires;
+    let terminal = if tty && interactive { Terminal::take()? } else { None };
+    let keys = terminal.is_some().then_some(detach_keys);
     let stdin = execution.stdin();
     let feeding = async {
         match stdin {
-            Some(stdin) if interactive => feed(stdin).await,
+            Some(stdin) if interactive => feed(stdin, keys).await,
             other => {
                 drop(other);
-                Ok(())
+                Ok(Fed::End)
             }
         }
     };
@@ -51,6 +71,11 @@ pub(crate) async fn connect(
     let printing =
         async { tokio::try_join!(print(stdout, tokio::io::stdout()), print(stderr, tokio::io::stderr())) };
     let mut signals = Signals::new()?;
+    let mut resized = signal(SignalKind::window_change())?;
+    let follows_us = tty && terminal::size().is_some();
+    if follows_us {
+        resize(&execution).await;
+    }
 
     tokio::pin!(feeding, printing);
     let (mut fed, mut printed, mut asked) = (false, false, 0);
@@ -60,8 +85,10 @@ pub(crate) async fn connect(
         tokio::select! {
             outcome = &mut feeding, if !fed => {
                 fed = true;
-                if let Err(error) = outcome {
-                    exit::message(&error.report());
+                match outcome {
+                    Ok(Fed::End) => {}
+                    Ok(Fed::Detached) => return Ok(End::Detached),
+                    Err(error) => exit::message(&error.report()),
                 }
             }
             outcome = &mut printing, if !printed => {
@@ -69,23 +96,34 @@ pub(crate) async fn connect(
                 if let Err(error) = outcome {
                     // Without its reader the command is of no use to anybody.
                     end(&execution, whole).await;
-                    return if error.kind() == ErrorKind::BrokenPipe { Ok(NOBODY_READS) } else { Err(error.into()) };
+                    return if error.kind() == ErrorKind::BrokenPipe { Ok(End::Exit(NOBODY_READS)) } else { Err(error.into()) };
                 }
             }
-            result = execution.wait(), if printed => return Ok(result?.shell_code()),
+            result = execution.wait(), if printed => return Ok(End::Exit(result?.shell_code())),
+            _ = resized.recv(), if follows_us => sending.push(Either::Left(Either::Right(resize(&execution)))),
             number = signals.next() => {
                 asked += 1;
                 if asked > PATIENCE {
-                    return Ok(KILLED);
+                    return Ok(End::Exit(KILLED));
                 } else if asked == PATIENCE {
                     exit::message("killing it; once more gives up waiting");
-                    sending.push(Either::Left(end(&execution, whole)));
+                    sending.push(Either::Left(Either::Left(end(&execution, whole))));
                 } else {
                     sending.push(Either::Right(pass_on(&execution, number)));
                 }
             }
             Some(()) = sending.next() => {}
         }
+    }
+}
+
+/// Gives the command's terminal the size of ours.
+async fn resize(execution: &Execution) {
+    let Some((rows, columns)) = terminal::size() else { return };
+    match execution.resize_tty(rows, columns).await {
+        // A command that has just ended needs no size.
+        Err(error) if error.kind() != boxlite::ErrorKind::InvalidState => exit::message(&error.report()),
+        _ => {}
     }
 }
 
@@ -105,8 +143,14 @@ async fn end(execution: &Execution, whole: Whole<'_>) {
     }
 }
 
-/// Passes our standard input on, then closes that of the command.
-async fn feed(mut stdin: ExecStdin) -> boxlite::Result<()> {
+/// How the passing on of our standard input came to its end.
+enum Fed {
+    End,
+    Detached,
+}
+
+/// Passes our standard input on, then closes that of the command, unless the detach keys come before.
+async fn feed(mut stdin: ExecStdin, mut keys: Option<DetachKeys>) -> boxlite::Result<Fed> {
     let (sender, mut chunks) = mpsc::channel::<Vec<u8>>(2);
     // A thread of its own, since a read of a terminal cannot be ended; the process ends without it.
     std::thread::spawn(move || {
@@ -126,14 +170,21 @@ async fn feed(mut stdin: ExecStdin) -> boxlite::Result<()> {
         }
     });
     while let Some(chunk) = chunks.recv().await {
-        if let Err(error) = stdin.send_input(chunk).await {
+        let Typed { input, detach } = match &mut keys {
+            Some(keys) => keys.take(&chunk),
+            None => Typed { input: chunk, detach: false },
+        };
+        if let Err(error) = stdin.send_input(input).await {
             // A command that does not read to the end is nothing to complain about.
-            return if error.kind() == boxlite::ErrorKind::Execution { Ok(()) } else { Err(error) };
+            return if error.kind() == boxlite::ErrorKind::Execution { Ok(Fed::End) } else { Err(error) };
+        }
+        if detach {
+            return Ok(Fed::Detached);
         }
     }
     match stdin.close().await {
         Err(error) if error.kind() != boxlite::ErrorKind::Execution => Err(error),
-        _ => Ok(()),
+        _ => Ok(Fed::End),
     }
 }
 

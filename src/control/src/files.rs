@@ -19,11 +19,6 @@ impl BoxFiles {
         &self.folder
     }
 
-    /// What the box was created with. Written once, by the library.
-    pub fn config(&self) -> PathBuf {
-        self.folder.join("box.json")
-    }
-
     /// The last published [`StatusFile`](crate::StatusFile). Written by the monitor alone.
     pub fn state(&self) -> PathBuf {
         self.folder.join("state")
@@ -32,6 +27,11 @@ impl BoxFiles {
     /// Locked with `flock(2)` by the monitor as long as it lives.
     pub fn lock(&self) -> PathBuf {
         self.folder.join("lock")
+    }
+
+    /// Locked with `flock(2)` by the program that creates the box, and as long as it lives when it answers for it.
+    pub fn owner(&self) -> PathBuf {
+        self.folder.join("owner")
     }
 
     /// The writable layer.
@@ -64,8 +64,20 @@ impl BoxFiles {
         self.logs().join("console.log")
     }
 
+    /// What the main command wrote, see [`output_log`](crate::output_log). Rotated once to `output.log.1`.
+    pub fn output_log(&self) -> PathBuf {
+        self.logs().join("output.log")
+    }
+
     /// What monitor and VMM wrote to their standard error.
     pub fn shim_log(&self) -> PathBuf {
         self.logs().join("shim.log")
     }
+}
+
+/// The name of a log after it was moved aside, for the one before it.
+pub fn rotated(log: &Path) -> PathBuf {
+    let mut aside = log.as_os_str().to_owned();
+    aside.push(".1");
+    aside.into()
 }

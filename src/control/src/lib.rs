@@ -22,22 +22,35 @@
 
 #![deny(missing_docs)]
 
+mod admission;
+pub mod event;
 mod files;
 pub mod frame;
+mod health;
+pub mod output_log;
+mod restart;
 mod socket_path;
 mod spec;
+mod stats;
 mod status;
+pub mod step;
 
-pub use files::BoxFiles;
+pub use admission::{Admission, Order, Phase, Refusal, admit};
+pub use event::{Event, EventKind};
+pub use files::{BoxFiles, rotated};
+pub use health::{Health, HealthProbe, HealthSpec, HealthStatus, PROBE_OUTPUT, PROBES};
+pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
+pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;
 pub use spec::{
     ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec, VmSpec,
     VmmConfig, VsockPort,
 };
+pub use stats::{BoxStats, GuestStats};
 pub use status::{
-    EngineReport, ErrorRecord, Exit, FailureKind, ProbeReport, Request, Response, State, StatusFile,
-    StatusUpdate,
+    EndReason, EngineReport, ErrorRecord, Exit, FailureKind, Outcome, ProbeReport, Request, Response, Run,
+    State, StatusFile, StatusUpdate, Update, boot_id,
 };
 
 /// The version of everything in this crate. Library and shim are installed together, so it has to be equal.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

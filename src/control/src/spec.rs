@@ -4,20 +4,29 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::HealthSpec;
+use crate::restart::RestartPolicy;
+
 /// The first message on the lifeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MonitorConfig {
     /// [`VERSION`](crate::VERSION) of the sender.
     pub version: u32,
-    /// The box's id, for messages.
+    /// The box's id.
     pub box_id: String,
+    /// The box's name, for events.
+    pub name: Option<String>,
+    /// The image that it was created from, for events.
+    pub image: String,
     /// The box's folder: see [`BoxFiles`](crate::BoxFiles).
     pub folder: PathBuf,
     /// Where the box's folder is renamed to before it is deleted, on the same file system. Nobody takes it for a box there.
     pub trash: PathBuf,
     /// A folder for what all boxes share, such as the kernel image.
     pub cache: PathBuf,
+    /// The journal of the home, to which events are appended.
+    pub journal: PathBuf,
     /// Which engine to use.
     pub engine: EngineChoice,
     /// The machine. `kernel` is filled in by the monitor.
@@ -30,8 +39,22 @@ pub struct MonitorConfig {
     pub auto_remove: bool,
     /// How long the guest may take from the VMM's start to a running main command, in milliseconds.
     pub boot_timeout_millis: u64,
-    /// How long the main command gets between SIGTERM and SIGKILL when the lifeline closes, in milliseconds.
+    /// How long the main command gets between the stop signal and SIGKILL when the lifeline closes, in milliseconds.
+    pub owner_grace_millis: u64,
+    /// The signal that ends the main command well, as a Linux number, 1 to 64.
+    pub stop_signal: u32,
+    /// How long the main command gets between that and SIGKILL when the monitor stops the box, in milliseconds.
     pub stop_grace_millis: u64,
+    /// Whether a run that has ended is followed by another.
+    pub restart: RestartPolicy,
+    /// How the box is asked whether it is well.
+    pub health: Option<HealthSpec>,
+    /// The box is stopped when nothing is done in it for this long, in milliseconds; 0: never.
+    pub idle_timeout_millis: u64,
+    /// The box is stopped this long after its start, in milliseconds; 0: never.
+    pub max_duration_millis: u64,
+    /// What the main command writes is kept.
+    pub log: bool,
 }
 
 /// Which engine runs the machine.
@@ -114,6 +137,8 @@ pub enum Direction {
 pub struct VmmConfig {
     /// [`VERSION`](crate::VERSION) of the sender.
     pub version: u32,
+    /// The box's id, for the log.
+    pub box_id: String,
     /// A chosen engine: never [`EngineChoice::Auto`].
     pub engine: EngineChoice,
     /// Whether the engine uses the CPU's virtualization, as probing found.

@@ -1,18 +1,36 @@
 //! What a monitor publishes, and what it can be asked for.
 
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::VERSION;
+use crate::admission::Phase;
+use crate::files::BoxFiles;
+use crate::health::Health;
+use crate::restart::RestartPolicy;
 use crate::spec::EngineChoice;
+use crate::stats::BoxStats;
 
-/// The state of a box.
+/// The state of a box, as its monitor publishes it.
 ///
 /// ```text
-///   Starting ──▶ Running ──▶ Stopping ──▶ Stopped
-///      │            │            │
-///      └────────────┴────────────┴──────▶ Failed
+///                     ┌────────────────── Restarting ◀─┐
+///                     ▼                        │       │
+///   (created) ──▶ Starting ──▶ Running ──▶ Stopping ───┤
+///                  │   │        │  ▲  │        ▲       ├──▶ Stopped
+///                  │   │        ▼  │  │        │       │
+///                  │   │       Paused─┼────────┤       └──▶ Failed
+///                  │   └──────────────┼────────┘             ▲
+///                  └──────────────────┴──────────────────────┘
 /// ```
+///
+/// A box that is [`State::Stopped`] or [`State::Failed`] has no monitor; its next start begins anew at
+/// [`State::Starting`]. Which orders lead along which arrow says [`admit`](crate::admit).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case", deny_unknown_fields)]
 pub enum State {
@@ -23,19 +41,31 @@ pub enum State {
     },
     /// The main command runs.
     Running {
-        /// The engine in use: never `Auto`.
-        engine: EngineChoice,
-        /// Process id of the VMM.
-        vmm_pid: u32,
-        /// When the main command started, nanoseconds since the Unix epoch.
-        started_unix_nanos: u64,
+        /// The machine at work.
+        run: Run,
+    },
+    /// The virtual CPUs stand still.
+    Paused {
+        /// The machine that stands still.
+        run: Run,
+        /// Since when, nanoseconds since the Unix epoch.
+        since_unix_nanos: u64,
     },
     /// An orderly end has begun.
     Stopping,
+    /// A run has ended, and the restart policy wants another one.
+    Restarting {
+        /// How the last run ended.
+        last: Outcome,
+        /// When the next one begins, nanoseconds since the Unix epoch.
+        next_unix_nanos: u64,
+    },
     /// The box has ended in order.
     Stopped {
         /// How the main command ended; `None` when it was never started.
         exit: Option<Exit>,
+        /// Why it ended.
+        reason: EndReason,
         /// When, nanoseconds since the Unix epoch.
         ended_unix_nanos: u64,
     },
@@ -53,6 +83,60 @@ impl State {
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Stopped { .. } | Self::Failed { .. })
     }
+
+    /// What the admission of orders asks for.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Starting { .. } => Phase::Starting,
+            Self::Running { .. } => Phase::Running,
+            Self::Paused { .. } => Phase::Paused,
+            Self::Stopping => Phase::Stopping,
+            Self::Restarting { .. } => Phase::Restarting,
+            Self::Stopped { reason: EndReason::Idle, .. } => Phase::Dormant,
+            Self::Stopped { .. } => Phase::Stopped,
+            Self::Failed { .. } => Phase::Failed,
+        }
+    }
+}
+
+/// One run of a machine whose main command has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The engine in use: never `Auto`.
+    pub engine: EngineChoice,
+    /// Process id of the VMM.
+    pub vmm_pid: u32,
+    /// When the main command started, nanoseconds since the Unix epoch.
+    pub started_unix_nanos: u64,
+    /// What the health check has found, when there is one.
+    pub health: Option<Health>,
+}
+
+/// How one run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The main command ended so.
+    Exit(Exit),
+    /// The machine failed.
+    Error(ErrorRecord),
+}
+
+/// Why a box that has stopped did so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The main command ended by itself.
+    Exited,
+    /// Somebody asked for it.
+    Requested,
+    /// Nothing was done in it for its idle time-out. A command that is to run in it starts it again.
+    Idle,
+    /// It had run as long as it may.
+    MaxDuration,
+    /// The program that owned it has ended.
+    OwnerGone,
 }
 
 /// How the main command ended.
@@ -108,6 +192,8 @@ pub enum FailureKind {
 pub struct StatusUpdate {
     /// Counts up from 1.
     pub generation: u64,
+    /// How often the restart policy has started the box again since its last start.
+    pub restarts: u32,
     /// The state.
     pub state: State,
 }
@@ -115,15 +201,52 @@ pub struct StatusUpdate {
 /// The content of the file `state` in a box's folder: the last update, for those who come when no monitor runs.
 ///
 /// The file is written whole and renamed into place. A file that says that the box is running while nobody holds the
-/// box's lock belongs to a monitor that was killed.
+/// box's lock belongs to a monitor that was killed: whoever finds it and gets the lock writes down how the box ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusFile {
     /// [`VERSION`](crate::VERSION) of the writer.
     pub version: u32,
-    /// Process id of the monitor.
+    /// Process id of the writer, for people: nothing is ever sent to it.
     pub monitor_pid: u32,
+    /// The host's boot in which it was written: see [`boot_id`].
+    pub boot_id: String,
     /// The last update.
     pub update: StatusUpdate,
+}
+
+impl StatusFile {
+    /// Replaces the file of this box as a whole, by the holder of the box's lock. Only a final state is flushed to the
+    /// disk first: it is what is known of the box from then on. A crash of the host ends the box in any other state, and
+    /// who reads a state that says otherwise, or that does not decode, takes the box for a crashed one.
+    ///
+    /// # Errors
+    /// When the file cannot be written. The old one is there still then.
+    pub fn write(files: &BoxFiles, update: &StatusUpdate) -> io::Result<()> {
+        let content = Self {
+            version: VERSION,
+            monitor_pid: std::process::id(),
+            boot_id: boot_id().to_owned(),
+            update: update.clone(),
+        };
+        let next = files.state().with_extension("next");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        file.write_all(&serde_json::to_vec(&content)?)?;
+        if update.state.is_final() {
+            file.sync_all()?;
+        }
+        drop(file);
+        fs::rename(next, files.state())
+    }
+}
+
+/// The kernel's name for the time since the host has booted; empty where it has none. See `random(4)`.
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        id.trim().to_owned()
+    })
 }
 
 /// What can be asked on `control.sock`. One request a connection.
@@ -135,6 +258,10 @@ pub enum Request {
     Status,
     /// The state now and each one after it, until the final one.
     Watch,
+    /// The final state, once it is there.
+    Wait,
+    /// Starts the box at once where it waits to be restarted. Answers like [`Request::Watch`].
+    Start,
     /// Ends the box. Answers like [`Request::Watch`]. A second stop shortens the grace of the first, never lengthens it.
     Stop {
         /// Signal for the main command, as a Linux number; 0 kills at once.
@@ -142,6 +269,44 @@ pub enum Request {
         /// Time between that signal and SIGKILL, in milliseconds.
         grace_millis: u64,
     },
+    /// Ends the machine like [`Request::Stop`] and starts it again: one [`Response::Done`] once that has begun.
+    Restart {
+        /// As for a stop.
+        signal: u32,
+        /// As for a stop.
+        grace_millis: u64,
+    },
+    /// Sends a signal to the main command: one [`Response::Done`].
+    Signal {
+        /// A Linux number, 1 to 64.
+        signal: u32,
+    },
+    /// Stops the virtual CPUs: one [`Response::Done`] once they stand still.
+    Pause,
+    /// Lets them go on: one [`Response::Done`] once they do and the guest's clock is right.
+    Resume,
+    /// Changes settings: one [`Response::Done`].
+    Update(Update),
+    /// What the box uses: one [`Response::Stats`].
+    Stats,
+}
+
+/// New settings of a box that has a monitor. What is `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// The name that events tell.
+    pub name: Option<String>,
+    /// Virtual CPUs of the next run.
+    pub cpus: Option<u8>,
+    /// Memory of the next run.
+    pub memory_mib: Option<u32>,
+    /// From now on.
+    pub restart: Option<RestartPolicy>,
+    /// From now on, in milliseconds; 0 takes the limit away.
+    pub idle_timeout_millis: Option<u64>,
+    /// From now on, in milliseconds since the start; 0 takes the limit away.
+    pub max_duration_millis: Option<u64>,
 }
 
 /// What comes back on `control.sock`.
@@ -151,8 +316,17 @@ pub enum Request {
 pub enum Response {
     /// A state.
     Status(StatusUpdate),
-    /// The request was refused.
+    /// It was done.
+    Done,
+    /// What the box uses.
+    Stats(Box<BoxStats>),
+    /// The state of the box does not allow it, or it cannot be right.
     Refused {
+        /// Why.
+        message: String,
+    },
+    /// It was tried, and failed.
+    Failed {
         /// Why.
         message: String,
     },

@@ -27,12 +27,15 @@ use crate::container::launch::{self, Frame};
 use crate::container::user::Root;
 use crate::container::{files, spec};
 use crate::disks::{DiskError, Disks};
+use crate::events::Hub;
 use crate::execution::Execution;
 use crate::execution::start::{self, Launch, Origin, other};
 use crate::execution::table::{Outcome, Starting, Table};
-use crate::process::cgroup::Cgroup;
+use crate::process::cgroup::{self, Cgroup};
 use crate::process::client::{SpawnError, Spawned, SpawnerClient};
+use crate::process::counter::Counter;
 use crate::process::reaper::Reaper;
+use crate::stats::Places;
 
 /// What depends on where the agent runs.
 #[derive(Clone, Debug)]
@@ -103,8 +106,10 @@ pub struct Agent {
     pub reaper: Reaper,
     /// All executions.
     pub table: Table,
-    /// How many clients are attached.
+    /// How many clients are attached, each of which the end of the box waits for.
     pub attached: watch::Sender<usize>,
+    /// Those who are told what happens.
+    pub events: Hub,
     spawner: SpawnerClient,
     machine: Mutex<Machine>,
     container: Mutex<Container>,
@@ -154,6 +159,19 @@ pub struct Running {
     user: String,
 }
 
+/// An execution that a caller asks for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Its id, which is reserved.
+    pub id: String,
+    /// What to run.
+    pub spec: ProcessSpec,
+    /// How long its tree may run.
+    pub limit: Option<Duration>,
+    /// No event tells of it and no activity counts it.
+    pub quiet: bool,
+}
+
 fn locked<T, R>(mutex: &Mutex<T>, work: impl FnOnce(&mut T) -> R) -> R {
     work(&mut mutex.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -172,6 +190,7 @@ impl Agent {
             reaper,
             table,
             attached: watch::Sender::new(0),
+            events: Hub::new(),
             machine: Mutex::new(Machine::Fresh),
             container: Mutex::new(Container::Absent),
             main: Mutex::new(Some(main)),
@@ -285,6 +304,7 @@ impl Agent {
         let (channel, there) = StdStream::pair().map_err(CreateError::Prepare)?;
         channel.set_nonblocking(true).map_err(CreateError::Prepare)?;
         let channel = UnixStream::from_std(channel).map_err(CreateError::Prepare)?;
+        self.watch_oom(&cgroup).map_err(CreateError::Prepare)?;
         let process = self.spawner.create(&bundle, there.into()).await.map_err(CreateError::Create)?;
         let running = Running {
             frame: Frame { capabilities, hostname, open_files: self.settings.open_files },
@@ -295,6 +315,23 @@ impl Agent {
             user: main.user.clone(),
         };
         Ok(Created { main, hold, channel, process, running: Arc::new(running) })
+    }
+
+    /// Tells of every process of the container that the kernel kills for want of memory.
+    fn watch_oom(&self, cgroup: &Cgroup) -> io::Result<()> {
+        let Some(mut kills) = Counter::oom_kills(cgroup.path())? else { return Ok(()) };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            loop {
+                match kills.changed().await {
+                    Ok(total) => events.oom_killed(total),
+                    Err(error) => {
+                        return crate::console::line(format_args!("cannot count OOM kills: {error}"));
+                    }
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Starts the main command, once. The outcome is the same for all who ask.
@@ -331,7 +368,8 @@ impl Agent {
             Err(failure) => return starting.fail(failure),
         };
         let cgroup = Arc::clone(&running.cgroup);
-        let launch = Launch { id: MAIN, spec: &main, order, hold, cgroup, first: running.first };
+        let first = running.first;
+        let launch = Launch { id: MAIN, quiet: false, spec: &main, order, hold, cgroup, first };
         match start::start(launch, Origin::First { channel, process }).await {
             Err(failure) => starting.fail(failure),
             Ok((execution, ended)) => {
@@ -354,34 +392,46 @@ impl Agent {
         })
     }
 
+    /// Where to look for what machine and container use.
+    pub fn places(&self) -> Places {
+        let (writable, disks) = locked(&self.machine, |machine| match machine {
+            Machine::Ready { disks, .. } => (Some(disks.layer.clone()), disks.counts.clone()),
+            Machine::Fresh | Machine::Preparing | Machine::Ended => (None, Vec::new()),
+        });
+        let cgroup = self.settings.cgroups.join(cgroup::CONTAINER);
+        Places { cgroup, memory: PathBuf::from("/proc/meminfo"), disks, writable }
+    }
+
     /// Starts a reserved execution and follows it to its end.
-    pub async fn run_execution(
-        self: Arc<Self>,
-        id: String,
-        mut spec: ProcessSpec,
-        limit: Option<Duration>,
-        running: Arc<Running>,
-        starting: Starting,
-    ) {
+    pub async fn run_execution(self: Arc<Self>, wanted: Wanted, running: Arc<Running>, starting: Starting) {
+        let Wanted { id, mut spec, limit, quiet } = wanted;
         if spec.cwd.is_empty() {
             spec.cwd.clone_from(&running.cwd);
         }
         if spec.user.is_empty() {
             spec.user.clone_from(&running.user);
         }
+        let events = (!quiet).then_some(&self.events);
+        let fail = |starting: Starting, failure: StartFailure| {
+            if let Some(events) = events {
+                events.failed(&id, &spec.args, &failure);
+            }
+            starting.fail(failure);
+        };
         let order = match launch::order(&spec, &running.frame, &running.root) {
             Ok(order) => order,
-            Err(failure) => return starting.fail(failure),
+            Err(failure) => return fail(starting, failure),
         };
         let cgroup = match running.cgroup.execution(&id) {
             Ok(cgroup) => Arc::new(cgroup),
-            Err(error) => return starting.fail(other("cannot make a cgroup", &error)),
+            Err(error) => return fail(starting, other("cannot make a cgroup", &error)),
         };
         // What a forgotten execution of this name left is this one's from now on, and that one's limit is void.
         locked(&self.lingering, |lingering| lingering.retain(|left| left.path() != cgroup.path()));
         let mut deadline = None;
         let launch = Launch {
             id: &id,
+            quiet,
             spec: &spec,
             order,
             // What an execution writes is asked for by somebody.
@@ -390,12 +440,19 @@ impl Agent {
             first: running.first,
         };
         match start::start(launch, Origin::Fork(&self.spawner)).await {
-            Err(failure) => starting.fail(failure),
+            Err(failure) => fail(starting, failure),
             Ok((execution, ended)) => {
+                // Before its caller knows of it, who then finds it counted.
+                if let Some(events) = events {
+                    events.started(&id, &spec.args);
+                }
                 starting.succeed(Arc::clone(&execution));
                 // A limit beyond all time is none.
                 deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-                execution.follow(ended, deadline).await;
+                let exit = execution.follow(ended, deadline).await;
+                if let Some(events) = events {
+                    events.exited(&id, exit);
+                }
                 self.table.ended(&id);
             }
         }

@@ -43,6 +43,10 @@ fn step<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Dis
 pub struct Disks {
     /// The container's root.
     pub root: PathBuf,
+    /// Where the writable layer is mounted.
+    pub layer: PathBuf,
+    /// What the kernel has counted for each device.
+    pub counts: Vec<PathBuf>,
     /// The writable layer's file system, kept open to be synced.
     writable: OwnedFd,
     /// Where something is mounted, in the order of mounting.
@@ -69,12 +73,13 @@ impl Disks {
     /// # Errors
     /// At the first step that fails; nothing stays mounted then.
     pub fn mount(folder: &Path, image: &Path, writable: &Path) -> Result<Self, DiskError> {
-        for device in [image, writable] {
-            let block = fs::metadata(device).is_ok_and(|metadata| metadata.file_type().is_block_device());
-            if !device.starts_with("/dev") || !block {
-                return Err(DiskError::NoDevice(device.to_owned()));
-            }
-        }
+        let counts = [image, writable].map(|device| {
+            let metadata = fs::metadata(device).ok();
+            let block = metadata.filter(|metadata| metadata.file_type().is_block_device());
+            let block = block.filter(|_| device.starts_with("/dev"));
+            block.map(|block| counts(block.rdev())).ok_or_else(|| DiskError::NoDevice(device.to_owned()))
+        });
+        let counts = counts.into_iter().collect::<Result<_, _>>()?;
         let mut mounted = Mounted(Vec::new());
         let place = |name: &str| {
             let path = folder.join(name);
@@ -99,7 +104,7 @@ impl Disks {
             .map_err(|errno| step("mount the container's root", &root)(errno.into()))?;
         mounted.0.push(root.clone());
         let writable = File::open(&layer).map_err(step("open", &layer))?.into();
-        Ok(Self { root, writable, mounted })
+        Ok(Self { root, layer, counts, writable, mounted })
     }
 
     /// Writes everything out and unmounts. What cannot be unmounted any more is at least written out.
@@ -116,6 +121,11 @@ impl Disks {
         }
         Ok(())
     }
+}
+
+/// Where the kernel says how much has been read from and written to a device.
+fn counts(device: libc::dev_t) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device)))
 }
 
 /// Without `noinit_itable`, the kernel writes the inode tables of a new file system in the background, which makes a

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!   main.rs      boots, in named steps; ends the machine
-//!   boot         mounts, limits, boot channel
+//!   boot         mounts, limits, random numbers, boot channel
 //!   vsock        sockets to the host
 //!   portal       serves the host: hello, then gRPC
 //!   agent        what the services share, and the states of machine and container
+//!   clock        the wall clock
 //!   disks        image and writable layer become the container's root
 //!   container    specification, users, capabilities, defaults
 //!   process      spawner, child, cgroups, reaper
 //!   execution    one process with its output, input, terminal and end
+//!   events       what happens, for those who asked to be told
+//!   stats        what machine and container use
 //!   shutdown     the orderly end
 //!   descriptor   registration with the runtime
 //!   console      a few lines for the log
@@ -21,12 +24,15 @@
 
 pub mod agent;
 pub mod boot;
+pub mod clock;
 pub mod console;
 pub mod container;
 pub mod descriptor;
 pub mod disks;
+pub mod events;
 pub mod execution;
 pub mod portal;
 pub mod process;
 pub mod shutdown;
+pub mod stats;
 pub mod vsock;

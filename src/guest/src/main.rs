@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use boxlite_guest::agent::{Agent, Settings};
 use boxlite_guest::boot::report::{self, Channel};
-use boxlite_guest::boot::{machine, mounts};
+use boxlite_guest::boot::{entropy, machine, mounts};
 use boxlite_guest::process::reaper::Reaper;
 use boxlite_guest::process::spawner::{self, Spawner};
 use boxlite_guest::process::{cgroup, client};
@@ -51,6 +51,10 @@ fn run() -> Result<(), Box<dyn Error>> {
     cgroup::enable_controllers(&Settings::default().cgroups)?;
     boot.step("loopback")?;
     machine::loopback_up()?;
+
+    // Before the spawner and the runtime, whose hash maps draw from it, and so before anything of the image can run.
+    boot.step("entropy")?;
+    entropy::seed()?;
 
     // While the agent is small and has one thread: what is forked later is a copy of what is forked here.
     boot.step("spawner")?;

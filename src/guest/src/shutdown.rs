@@ -145,6 +145,8 @@ async fn end(agent: &Agent, mut plan: watch::Receiver<Plan>) -> Option<Exit> {
         console::line(format_args!("some executions did not end"));
     }
     drain(agent, unread.as_deref(), &mut plan).await;
+    // Executions have ended and their readers have left: nothing more will happen that anybody could be told.
+    agent.events.close();
     let discard = plan.borrow().discard;
     if let Some(disks) = agent.take_disks()
         && !discard

@@ -121,3 +121,29 @@ impl Portal {
             .max_encoding_message_size(limits::MESSAGE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn with_an_agent_of_the_first_version_that_version_is_spoken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("portal.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let host = hello::receive(&mut stream).await.unwrap();
+            let first = Hello { version: version::INITIAL, oldest: version::INITIAL, build: "first".into() };
+            hello::send(&mut stream, &first).await.unwrap();
+            // Open until the other side is done with it.
+            (host, stream)
+        });
+        let portal = Portal::connect(&path, "test", Duration::from_secs(20)).await.unwrap();
+        let (host, _stream) = agent.await.unwrap();
+        assert_eq!(portal.version(), version::INITIAL);
+        assert_eq!(portal.peer().version, version::INITIAL);
+        assert_eq!((host.version, host.oldest), (version::CURRENT, version::OLDEST));
+    }
+}

@@ -156,6 +156,13 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_of_the_first_version_is_accepted_and_accepts_us() {
+        let first = Hello { version: version::INITIAL, oldest: version::INITIAL, build: "first".into() };
+        assert_eq!(read(&first.encode()).unwrap(), first);
+        assert!(Hello::new("ours").oldest <= version::INITIAL, "the first version asks for no more");
+    }
+
+    #[test]
     fn the_error_names_the_side_to_update() {
         let newer = Hello { version: 900, oldest: 800, build: "next".into() };
         let error = read(&newer.encode()).unwrap_err().to_string();

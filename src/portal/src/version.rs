@@ -5,8 +5,11 @@
 /// The first version: guest, container and execution services.
 pub const INITIAL: u16 = 1;
 
+/// The guest's clock, statistics and events; executions that are quiet; readers that observe.
+pub const LIFECYCLE: u16 = 2;
+
 /// What this build speaks.
-pub const CURRENT: u16 = INITIAL;
+pub const CURRENT: u16 = LIFECYCLE;
 
 /// The oldest version that this build still understands.
 pub const OLDEST: u16 = INITIAL;

@@ -55,7 +55,8 @@ fn run() -> Result<std::convert::Infallible, VmmError> {
     child::close_inherited().map_err(VmmError::Prepare)?;
     let config = read_config(&mut io::stdin().lock())?;
     end_with_standard_input().map_err(VmmError::Prepare)?;
-    let VmmConfig { engine, accelerated, program, vm, .. } = config;
+    let VmmConfig { box_id, engine, accelerated, program, vm, .. } = config;
+    let _box = tracing::info_span!("box", id = box_id).entered();
     let engine = engine::by_name(engine).ok_or(VmmError::NoEngine)?;
     tracing::info!(engine = engine::name(engine.choice()), accelerated, "the machine starts");
     Ok(engine.run(&vm, &Capabilities { accelerated, program })?)
@@ -111,7 +112,14 @@ mod tests {
     fn config() -> VmmConfig {
         let vm =
             VmSpec { cpus: 1, memory_mib: 256, kernel: "/k".into(), disks: Vec::new(), ports: Vec::new() };
-        VmmConfig { version: VERSION, engine: EngineChoice::Qemu, accelerated: false, program: None, vm }
+        VmmConfig {
+            version: VERSION,
+            box_id: "0123456789ab".into(),
+            engine: EngineChoice::Qemu,
+            accelerated: false,
+            program: None,
+            vm,
+        }
     }
 
     #[test]

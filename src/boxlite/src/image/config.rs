@@ -27,6 +27,8 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
     /// The signal that ends the main process well.
     pub stop_signal: Option<String>,
+    /// How the image's author wants its health to be checked.
+    pub health_check: Option<ImageHealthCheck>,
     /// The machine it is made for, in Go's words: `amd64`, `arm64`.
     pub architecture: String,
     /// The system it is made for: `linux`.
@@ -35,4 +37,23 @@ pub struct ImageConfig {
     pub variant: Option<String>,
     /// When it was made, in RFC 3339.
     pub created: Option<String>,
+}
+
+/// Docker's `HEALTHCHECK`, as the configuration of an image has it. A time of 0 means that nothing was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ImageHealthCheck {
+    /// `NONE`; `CMD` with a program and its arguments; or `CMD-SHELL` with a text for the shell.
+    pub test: Vec<String>,
+    /// From the end of one probe to the start of the next, in nanoseconds.
+    pub interval_nanos: u64,
+    /// How long a probe may take, in nanoseconds.
+    pub timeout_nanos: u64,
+    /// In this time after the start failures do not count, in nanoseconds.
+    pub start_period_nanos: u64,
+    /// The interval during the start period, in nanoseconds.
+    pub start_interval_nanos: u64,
+    /// So many failures in a row are one too many.
+    pub retries: u32,
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::config::ImageConfig;
+use super::config::{ImageConfig, ImageHealthCheck};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::platform::Platform;
@@ -111,6 +111,7 @@ impl Configuration {
             volumes: keys(run.volumes),
             labels: run.labels.unwrap_or_default(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
+            health_check: run.healthcheck.map(RawHealthcheck::read),
             architecture: platform.architecture().to_owned(),
             os: platform.os().to_owned(),
             variant: platform.variant().map(str::to_owned),
@@ -164,6 +165,41 @@ struct RawRun {
     labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     stop_signal: Option<String>,
+    #[serde(default)]
+    healthcheck: Option<RawHealthcheck>,
+}
+
+/// Docker's field, which the OCI specification reserves.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawHealthcheck {
+    #[serde(default)]
+    test: Option<Vec<String>>,
+    #[serde(default)]
+    interval: Option<i64>,
+    #[serde(default)]
+    timeout: Option<i64>,
+    #[serde(default)]
+    start_period: Option<i64>,
+    #[serde(default)]
+    start_interval: Option<i64>,
+    #[serde(default)]
+    retries: Option<i64>,
+}
+
+impl RawHealthcheck {
+    fn read(self) -> ImageHealthCheck {
+        // What cannot be is as if it had not been said.
+        let nanos = |time: Option<i64>| time.and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
+        ImageHealthCheck {
+            test: self.test.unwrap_or_default(),
+            interval_nanos: nanos(self.interval),
+            timeout_nanos: nanos(self.timeout),
+            start_period_nanos: nanos(self.start_period),
+            start_interval_nanos: nanos(self.start_interval),
+            retries: self.retries.and_then(|retries| u32::try_from(retries).ok()).unwrap_or_default(),
+        }
+    }
 }
 
 /// One image in Docker's `manifest.json`.

@@ -43,7 +43,7 @@ mod tar;
 mod usage;
 
 pub use build::{Built, LayerSource, build};
-pub use config::ImageConfig;
+pub use config::{ImageConfig, ImageHealthCheck};
 pub use digest::{Digest, DigestError};
 pub use error::{Cancelled, EntryError, ImageError, LayerError, TarError};
 pub use limits::Limits;

@@ -7,20 +7,35 @@ use boxlite::{BoxCommand, BoxliteRuntime};
 use super::find;
 use crate::args::{ExecArgs, environment};
 use crate::exit::{self, Failure};
-use crate::streams::{self, Whole};
+use crate::keys::DetachKeys;
+use crate::streams::{self, End, Whole, Wires};
+use crate::terminal;
+
+/// A terminal of the size that all have had since the beginning, where ours has none.
+const TERMINAL: (u16, u16) = (24, 80);
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: ExecArgs) -> Result<ExitCode, Failure> {
+    let detach_keys = DetachKeys::parse(&args.detach_keys).map_err(Failure::Told)?;
     let mut words = args.command.into_iter();
     let program = words.next().ok_or_else(|| Failure::Told("no command was given".into()))?;
     let mut command = BoxCommand::new(program).args(words).stdin(args.process.interactive);
     command.env = environment(&args.process.env).map_err(Failure::Told)?;
     command.working_dir = args.process.workdir;
     command.user = args.process.user;
+    command.tty = args.process.tty.then(|| terminal::size().unwrap_or(TERMINAL));
     let target = find(runtime, &args.target).await?;
-    if !target.info()?.status.is_active() {
-        let text = format!("box {} does not run: it is {}", target.id(), target.info()?.status.name());
-        return Err(Failure::Told(text));
+    let execution = target.exec_detached(command).await?;
+    let wires = Wires {
+        interactive: args.process.interactive,
+        tty: args.process.tty,
+        detach_keys,
+        whole: Whole::Command,
+    };
+    match streams::connect(execution, wires).await? {
+        End::Exit(code) => Ok(exit::of_command(code)),
+        End::Detached => {
+            exit::message("detached");
+            Ok(ExitCode::SUCCESS)
+        }
     }
-    let execution = target.exec(command).await?;
-    streams::connect(execution, args.process.interactive, Whole::Command).await.map(exit::of_command)
 }

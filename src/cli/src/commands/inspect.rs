@@ -1,13 +1,43 @@
-//! `boxlite image inspect`
+//! `boxlite inspect` and `boxlite image inspect`
 
 use std::process::ExitCode;
 
-use boxlite::{BoxliteRuntime, ImageDetails};
+use boxlite::{BoxliteRuntime, ErrorKind, ImageDetails};
 use serde_json::{Value, json};
 
+use super::ps;
 use crate::args::InspectArgs;
 use crate::exit::Failure;
 use crate::output;
+
+/// Boxes, and images where there is no box of that name.
+pub(crate) async fn any(runtime: &BoxliteRuntime, args: InspectArgs) -> Result<ExitCode, Failure> {
+    let mut code = ExitCode::SUCCESS;
+    let mut all = Vec::new();
+    for name in &args.references {
+        let found = async {
+            match runtime.get(name).await? {
+                Some(found) => Ok(ps::as_json(&found.info()?)),
+                None => match runtime.images().inspect(name).await {
+                    Ok(image) => Ok(shown(&image)),
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidArgument) =>
+                    {
+                        Err(Failure::Told(format!("there is no box and no image `{}`", name.escape_debug())))
+                    }
+                    Err(error) => Err(error.into()),
+                },
+            }
+        };
+        match found.await {
+            Ok(value) => all.push(value),
+            // The others are shown all the same.
+            Err(failure) => code = failure.report(1),
+        }
+    }
+    output::json(&Value::Array(all))?;
+    Ok(code)
+}
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: InspectArgs) -> Result<ExitCode, Failure> {
     let mut code = ExitCode::SUCCESS;

@@ -1,35 +1,91 @@
-//! `boxlite run`
+//! `boxlite run` and `boxlite create`
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use boxlite::{BoxOptions, BoxliteRuntime, ImageHandle, LiteBox, PullPolicy, RootfsSpec};
+use boxlite::{
+    BoxOptions, BoxliteRuntime, HealthCheckOptions, ImageHandle, LiteBox, PullPolicy, RestartPolicy,
+    RootfsSpec,
+};
 
-use crate::args::{PullWhen, RunArgs, environment};
+use super::labels;
+use crate::args::{BoxArgs, CreateArgs, PullWhen, RunArgs, environment};
 use crate::exit::{self, Failure};
+use crate::keys::DetachKeys;
+use crate::output;
 use crate::progress::Layers;
-use crate::streams::{self, Whole};
+use crate::streams::{self, End, Whole, Wires};
 
 /// How long the monitor may take to find out why a stream broke.
 const CAUSE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitCode, Failure> {
-    let (name, interactive) = (args.name.clone(), args.process.interactive);
-    let layers = Layers::new(&args.image, args.quiet);
-    let created = runtime.create_with(options(args)?, name, layers.teller()).await;
-    layers.end();
-    let created = created?;
-    let outcome = attached(&created, interactive).await;
+    let RunArgs { rm, detach, detach_keys, create: args } = args;
+    let detach_keys = DetachKeys::parse(&detach_keys).map_err(Failure::Told)?;
+    if !detach && args.restart != RestartPolicy::No {
+        let text =
+            "a box that runs again after its command has ended needs -d: without, it ends with this command";
+        return Err(Failure::Told(text.into()));
+    }
+    let (interactive, tty) = (args.process.interactive, args.process.tty);
+    let created = create_box(runtime, args, |options| {
+        options.auto_remove = rm;
+        options.detach = detach;
+    })
+    .await?;
+    if detach {
+        created.start().await?;
+        output::line(created.id())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outcome = attached(&created, interactive, tty, detach_keys).await;
+    if matches!(outcome, Ok(End::Detached)) {
+        return super::attach::left(&created).await;
+    }
     // The prompt comes back when nothing of the box is left running, also after a failure.
     if let Err(error) = created.wait_gone().await {
         exit::message(&error.report());
     }
-    outcome.map(exit::of_command)
+    match outcome? {
+        End::Exit(code) => Ok(exit::of_command(code)),
+        End::Detached => Ok(ExitCode::SUCCESS),
+    }
 }
 
-async fn attached(created: &LiteBox, interactive: bool) -> Result<i32, Failure> {
+pub(crate) async fn create(runtime: &BoxliteRuntime, args: CreateArgs) -> Result<ExitCode, Failure> {
+    let CreateArgs { rm, create: args } = args;
+    let created = create_box(runtime, args, |options| {
+        options.auto_remove = rm;
+        // Whoever starts it later, it does not end with that command.
+        options.detach = true;
+    });
+    output::line(created.await?.id())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create_box(
+    runtime: &BoxliteRuntime,
+    args: BoxArgs,
+    set: impl FnOnce(&mut BoxOptions),
+) -> Result<LiteBox, Failure> {
+    let name = args.name.clone();
+    let layers = Layers::new(&args.image, args.quiet);
+    let mut options = options(args)?;
+    set(&mut options);
+    let created = runtime.create_with(options, name, layers.teller()).await;
+    layers.end();
+    Ok(created?)
+}
+
+async fn attached(
+    created: &LiteBox,
+    interactive: bool,
+    tty: bool,
+    detach_keys: DetachKeys,
+) -> Result<End, Failure> {
     let execution = created.start_attached().await?;
-    match streams::connect(execution, interactive, Whole::Box(created)).await {
+    let wires = Wires { interactive, tty, detach_keys, whole: Whole::Box(created) };
+    match streams::connect(execution, wires).await {
         // A stream broke, so output may be missing, whatever the exit code. The monitor knows why, unless the guest
         // itself broke it and goes on: nobody waits for such a one.
         Err(Failure::Library(error)) => {
@@ -44,7 +100,7 @@ async fn attached(created: &LiteBox, interactive: bool) -> Result<i32, Failure> 
     }
 }
 
-fn options(args: RunArgs) -> Result<BoxOptions, Failure> {
+fn options(args: BoxArgs) -> Result<BoxOptions, Failure> {
     let mut options = BoxOptions::image(&args.image);
     if ImageHandle::is_path(&args.image) {
         options.rootfs = RootfsSpec::RootfsPath(args.image);
@@ -66,8 +122,26 @@ fn options(args: RunArgs) -> Result<BoxOptions, Failure> {
     options.cmd = (!args.command.is_empty()).then_some(args.command);
     options.hostname = args.hostname;
     options.open_stdin = args.process.interactive;
+    options.tty = args.process.tty;
     options.cap_add = args.cap_add;
     options.cap_drop = args.cap_drop;
-    options.auto_remove = args.rm;
+    options.labels = labels(&args.label).into_iter().collect();
+    options.restart = args.restart;
+    options.auto_stop = args.idle_timeout;
+    options.auto_resume = !args.no_auto_resume;
+    options.max_duration = args.max_duration;
+    options.stop_signal = args.stop_signal;
+    options.stop_timeout = args.stop_timeout.map(|seconds| Duration::from_secs(seconds.into()));
+    options.keep_output = !args.no_logs;
+    let health = args.health;
+    options.health_check = HealthCheckOptions {
+        disable: health.no_healthcheck,
+        interval: health.health_interval,
+        timeout: health.health_timeout,
+        retries: health.health_retries,
+        start_period: health.health_start_period,
+        start_interval: health.health_start_interval,
+        ..health.health_cmd.map(HealthCheckOptions::shell).unwrap_or_default()
+    };
     Ok(options)
 }

@@ -44,6 +44,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct Execution {
     /// Its id.
     pub id: String,
+    /// No event tells of it and no activity counts it.
+    pub quiet: bool,
     /// Process id as the agent sees it.
     pub pid: Pid,
     /// Process id as the container sees it.
@@ -74,8 +76,8 @@ impl Execution {
         }
     }
 
-    /// Follows it to its end, and publishes that. At the deadline its whole tree is killed.
-    pub async fn follow(&self, mut process: oneshot::Receiver<Ended>, deadline: Option<Instant>) {
+    /// Follows it to its end, publishes that and gives it. At the deadline its whole tree is killed.
+    pub async fn follow(&self, mut process: oneshot::Receiver<Ended>, deadline: Option<Instant>) -> Exit {
         let mut killed = false;
         let ended = tokio::select! {
             ended = &mut process => ended,
@@ -107,7 +109,9 @@ impl Execution {
             Err(_) => exit::Status::Signal(libc::SIGKILL.cast_unsigned()),
         };
         let timed_out = killed && status == exit::Status::Signal(libc::SIGKILL.cast_unsigned());
-        self.exit.send_replace(Some(Exit { status: Some(status), timed_out, output_cut: cut }));
+        let exit = Exit { status: Some(status), timed_out, output_cut: cut };
+        self.exit.send_replace(Some(exit));
+        exit
     }
 
     fn kill_tree(&self) -> bool {
@@ -125,6 +129,7 @@ impl Execution {
     pub(crate) fn for_tests(id: &str) -> Arc<Self> {
         Arc::new(Self {
             id: id.to_owned(),
+            quiet: false,
             pid: Pid::from_raw(i32::MAX),
             inner_pid: 1,
             output: Output::new(&[], false),

@@ -10,6 +10,7 @@
 //! * As long as somebody reads, nothing unread is dropped: the pump stops, the pipe fills, the process waits.
 //! * As long as nobody has ever read a stream, it waits as well if it was made to hold; else its oldest is dropped. Once
 //!   its last reader has left, its oldest is dropped.
+//! * A reader that observes is no first reader: as long as nobody else has come, everything is kept for whoever does.
 //! * When the process has ended, what the pipe still holds must fit in any case, so that the end is known even if nobody
 //!   reads; so the capacity grows by what each source can hold.
 //! * Once cut, what still comes is read and thrown away, so that a descendant that kept the pipe is not ended by it.
@@ -63,8 +64,12 @@ struct State {
 impl State {
     /// The oldest position of a stream that may not be dropped.
     fn needed(&self, stream: usize) -> Option<u64> {
+        // Whoever reads it then observes, and is no further back than the first reader will begin.
+        if self.hold[stream] {
+            return Some(0);
+        }
         let positions = self.readers.iter().map(|(_, positions)| positions[stream]);
-        positions.filter(|position| *position != NOT_READ).min().or(self.hold[stream].then_some(0))
+        positions.filter(|position| *position != NOT_READ).min()
     }
 }
 
@@ -175,6 +180,20 @@ impl Output {
 
     /// A new reader of these streams, from the oldest byte kept.
     pub fn read(self: &Arc<Self>, streams: &[Stream]) -> Reader {
+        let reader = self.observe(streams);
+        self.locked(|state| {
+            for (hold, wanted) in state.hold.iter_mut().zip(reader.wanted) {
+                *hold &= !wanted;
+            }
+        });
+        // Others may wait for the first reader.
+        self.news.send_replace(());
+        reader
+    }
+
+    /// A new reader beside those that the output is meant for: it is waited for like any other, and what waits for its
+    /// first reader goes on waiting.
+    pub fn observe(self: &Arc<Self>, streams: &[Stream]) -> Reader {
         let wanted = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
         let news = self.news.subscribe();
         let id = self.locked(|state| {
@@ -184,13 +203,8 @@ impl Output {
                 |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { NOT_READ };
             let positions = [position(0), position(1)];
             state.readers.push((id, positions));
-            for (hold, wanted) in state.hold.iter_mut().zip(wanted) {
-                *hold &= !wanted;
-            }
             id
         });
-        // Others may wait for the first reader.
-        self.news.send_replace(());
         Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
     }
 }
@@ -365,6 +379,34 @@ mod tests {
         let mut second = output.read(&[Stream::Stderr]);
         assert_eq!(now(output.read_by_all()), Some(()));
         assert_eq!(now(second.next()).unwrap().unwrap().offset, 0);
+    }
+
+    #[test]
+    fn an_observer_does_not_take_the_place_of_the_first_reader() {
+        let output = Output::new(&BOTH, true);
+        let mut observer = output.observe(&BOTH);
+        fill(&output);
+        while now(observer.next()).is_some() {}
+        assert_eq!(now(output.room(Stream::Stdout)), None, "what the observer has read is kept");
+        assert_eq!(now(output.read_by_all()), None);
+        let mut reader = output.read(&BOTH);
+        assert_eq!(now(output.read_by_all()), Some(()));
+        assert_eq!(now(reader.next()).unwrap().unwrap().offset, 0);
+        assert_eq!(now(output.room(Stream::Stdout)), Some(limits::CHUNK));
+    }
+
+    #[test]
+    fn an_observer_is_waited_for_until_it_leaves() {
+        for hold in [true, false] {
+            let output = Output::new(&BOTH, hold);
+            let observer = output.observe(&BOTH);
+            let mut reader = hold.then(|| output.read(&BOTH));
+            output.push(Stream::Stdout, &vec![7; CAPACITY]);
+            while reader.as_mut().is_some_and(|reader| now(reader.next()).is_some()) {}
+            assert_eq!(now(output.room(Stream::Stdout)), None, "{hold}");
+            drop(observer);
+            assert_eq!(now(output.room(Stream::Stdout)), Some(CAPACITY), "{hold}");
+        }
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub enum Origin<'a> {
 pub struct Launch<'a> {
     /// The id.
     pub id: &'a str,
+    /// No event tells of it.
+    pub quiet: bool,
     /// What the caller asked for.
     pub spec: &'a ProcessSpec,
     /// What that means.
@@ -70,7 +72,7 @@ pub async fn start(
     launch: Launch<'_>,
     origin: Origin<'_>,
 ) -> Result<(Arc<Execution>, oneshot::Receiver<Ended>), StartFailure> {
-    let Launch { id, spec, order, hold, cgroup, first } = launch;
+    let Launch { id, quiet, spec, order, hold, cgroup, first } = launch;
     let stdio =
         Stdio::open(spec, &order, first).map_err(|error| other("cannot open standard I/O", &error))?;
     let (status, status_child) =
@@ -121,6 +123,7 @@ pub async fn start(
     }
     let execution = Execution {
         id: id.to_owned(),
+        quiet,
         pid,
         inner_pid,
         output,

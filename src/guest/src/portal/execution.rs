@@ -11,16 +11,16 @@ use boxlite_portal::v1::{
     SignalResponse, Started, StdinRequest, StdinResponse, StreamKind, WaitRequest, WaitResponse,
     attach_response, stdin_request,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{invalid, out_of_order};
-use crate::agent::{self, Agent};
+use crate::agent::{self, Agent, Wanted};
 use crate::container::launch::{self, BadSpec};
 use crate::execution::Execution;
 use crate::execution::input::Input;
-use crate::execution::output::Stream;
+use crate::execution::output::{Reader, Stream};
 use crate::execution::table::{LookupError, ReserveError, Reserved};
 use crate::execution::terminal;
 
@@ -69,9 +69,10 @@ impl execution_server::Execution for Service {
                 let outcome = starting.outcome();
                 let limit =
                     Some(request.timeout_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
+                let wanted = Wanted { id: request.execution_id, spec, limit, quiet: request.quiet };
                 let agent = Arc::clone(&self.agent);
                 // A task of its own: a client that goes away stops nothing half-way.
-                tokio::spawn(agent.run_execution(request.execution_id, spec, limit, running, starting));
+                tokio::spawn(agent.run_execution(wanted, running, starting));
                 outcome
             }
         };
@@ -90,9 +91,14 @@ impl execution_server::Execution for Service {
         let streams = streams(&request)?;
         let execution = self.find(&request.execution_id).await?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let attached = Attached::new(&self.agent.attached);
+        let attached = Attached::new(&self.agent, !request.observe && !execution.quiet);
         tokio::spawn(async move {
-            stream(&execution, &streams, &sender).await;
+            let reader = if request.observe {
+                execution.output.observe(&streams)
+            } else {
+                execution.output.read(&streams)
+            };
+            stream(&execution, reader, &sender).await;
             // The client drops the stream once it has read the last message.
             sender.closed().await;
             drop(attached);
@@ -191,13 +197,12 @@ fn streams(request: &AttachRequest) -> Result<Vec<Stream>, Status> {
     request.streams().map(named).collect()
 }
 
-/// Sends all output of these streams and the exit, unless the client goes away before.
+/// Sends all that this reader gets and the exit, unless the client goes away before.
 async fn stream(
     execution: &Execution,
-    streams: &[Stream],
+    mut reader: Reader,
     sender: &mpsc::Sender<Result<AttachResponse, Status>>,
 ) {
-    let mut reader = execution.output.read(streams);
     let send = |event| sender.send(Ok(AttachResponse { event: Some(event) }));
     loop {
         let output = tokio::select! {
@@ -227,17 +232,27 @@ async fn bounded<T>(execution: &Execution, work: impl Future<Output = T>) -> Opt
 }
 
 /// Counts an attached client for as long as it lives.
-struct Attached(watch::Sender<usize>);
+struct Attached {
+    agent: Arc<Agent>,
+    /// It keeps the box busy as well.
+    busy: bool,
+}
 
 impl Attached {
-    fn new(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
+    fn new(agent: &Arc<Agent>, busy: bool) -> Self {
+        agent.attached.send_modify(|count| *count += 1);
+        if busy {
+            agent.events.attached();
+        }
+        Self { agent: Arc::clone(agent), busy }
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.agent.attached.send_modify(|count| *count -= 1);
+        if self.busy {
+            self.agent.events.detached();
+        }
     }
 }

@@ -2,42 +2,50 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use boxlite_portal::v1::guest_server::Guest;
 use boxlite_portal::v1::{
-    InitRequest, InitResponse, PingRequest, PingResponse, ShutdownRequest, ShutdownResponse,
+    EventsRequest, GuestEvent, InitRequest, InitResponse, PingRequest, PingResponse, SetClockRequest,
+    SetClockResponse, ShutdownRequest, ShutdownResponse, StatsRequest, StatsResponse,
 };
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
+use nix::errno::Errno;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{invalid, out_of_order};
 use crate::agent::Agent;
-use crate::console;
+use crate::clock::{self, Compared};
 use crate::disks::Disks;
+use crate::events::{SubscribeError, Subscriber};
 use crate::shutdown::Shutdown;
+use crate::{console, stats};
 
 /// The longest host name that the kernel takes.
 const MAX_HOSTNAME: usize = 64;
+/// How many events may wait between a subscriber's queue and the connection.
+const QUEUE: usize = 1;
 
 /// See the proto file.
 #[derive(Debug)]
 pub(super) struct Service {
     agent: Arc<Agent>,
     shutdown: Shutdown,
+    /// One measurement at a time: a disk that does not answer keeps one thread, however often it is asked.
+    measuring: Arc<Semaphore>,
 }
 
 impl Service {
     pub(super) fn new(agent: Arc<Agent>, shutdown: Shutdown) -> Self {
-        Self { agent, shutdown }
+        Self { agent, shutdown, measuring: Arc::new(Semaphore::new(1)) }
     }
 }
 
 #[tonic::async_trait]
 impl Guest for Service {
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
-        let uptime = self.agent.started.elapsed().as_nanos();
-        Ok(Response::new(PingResponse { uptime_nanos: u64::try_from(uptime).unwrap_or(u64::MAX) }))
+        Ok(Response::new(PingResponse { uptime_nanos: uptime(&self.agent) }))
     }
 
     async fn init(&self, request: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
@@ -47,12 +55,11 @@ impl Guest for Service {
                 "a host name has 1 to 64 letters, digits, dots and dashes, and starts with no dash",
             ));
         }
-        let clock = time(request.unix_time_nanos)?;
         self.agent.claim_machine().map_err(out_of_order)?;
         let agent = Arc::clone(&self.agent);
         // A task of its own, so that a client that goes away leaves no half of it; a thread of its own, because mounting
         // may have to repair a file system first.
-        let prepared = tokio::task::spawn_blocking(move || prepare(&agent, &request, clock));
+        let prepared = tokio::task::spawn_blocking(move || prepare(&agent, &request));
         prepared.await.map_err(|error| Status::internal(error.to_string()))?
     }
 
@@ -63,19 +70,57 @@ impl Guest for Service {
         let main = self.shutdown.request(request.into_inner()).await;
         Ok(Response::new(ShutdownResponse { main }))
     }
+
+    async fn set_clock(
+        &self,
+        request: Request<SetClockRequest>,
+    ) -> Result<Response<SetClockResponse>, Status> {
+        let SetClockRequest { unix_time_nanos } = request.into_inner();
+        if unix_time_nanos == 0 {
+            return Err(invalid("the time is missing"));
+        }
+        let Compared { ahead, set } = clock::adjust(unix_time_nanos).map_err(no_clock)?;
+        Ok(Response::new(SetClockResponse { ahead_nanos: ahead, set }))
+    }
+
+    async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
+        let turn = Arc::clone(&self.measuring).acquire_owned().await;
+        let turn = turn.map_err(|error| Status::internal(error.to_string()))?;
+        let places = self.agent.places();
+        // A thread of its own, because a file system may have to ask its disk; and none of the runtime's, whose end
+        // waits for its threads. It keeps its turn until it is done, also when the client has gone.
+        let (sender, measured) = oneshot::channel();
+        let thread = thread::Builder::new().name("stats".to_owned()).spawn(move || {
+            // An error means that the client has gone, and with it the one who wanted to know.
+            drop(sender.send(stats::measure(&places)));
+            drop(turn);
+        });
+        thread.map_err(|error| Status::internal(format!("cannot start a thread: {error}")))?;
+        let measured = measured.await.map_err(|error| Status::internal(error.to_string()))?;
+        let measured = measured.map_err(|error| Status::internal(console::chain(&error)))?;
+        let executions = self.agent.events.activity().executions;
+        Ok(Response::new(StatsResponse { executions, uptime_nanos: uptime(&self.agent), ..measured }))
+    }
+
+    type EventsStream = ReceiverStream<Result<GuestEvent, Status>>;
+
+    async fn events(&self, _: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let subscriber = self.agent.events.subscribe().map_err(|error| match error {
+            SubscribeError::TooMany => Status::resource_exhausted(error.to_string()),
+            SubscribeError::Closed => Status::failed_precondition(error.to_string()),
+        })?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::spawn(tell(subscriber, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
 }
 
-fn prepare(
-    agent: &Agent,
-    request: &InitRequest,
-    clock: Option<TimeSpec>,
-) -> Result<Response<InitResponse>, Status> {
+fn prepare(agent: &Agent, request: &InitRequest) -> Result<Response<InitResponse>, Status> {
     let result = prepare_disks(agent, request);
     let done = agent.machine_prepared(request.hostname.clone(), result);
     done.map_err(|error| Status::internal(console::chain(&error)))?;
-    if let Some(clock) = clock {
-        clock_settime(ClockId::CLOCK_REALTIME, clock)
-            .map_err(|errno| Status::internal(format!("cannot set the clock: {errno}")))?;
+    if request.unix_time_nanos != 0 {
+        clock::set(request.unix_time_nanos).map_err(no_clock)?;
     }
     nix::unistd::sethostname(&request.hostname)
         .map_err(|errno| Status::internal(format!("cannot set the host name: {errno}")))?;
@@ -88,14 +133,29 @@ fn prepare_disks(agent: &Agent, request: &InitRequest) -> Result<Disks, crate::d
     Disks::mount(&agent.settings.run, &image, &writable)
 }
 
-/// The wall clock; `None` leaves it alone.
-fn time(unix_nanos: u64) -> Result<Option<TimeSpec>, Status> {
-    if unix_nanos == 0 {
-        return Ok(None);
+fn no_clock(errno: Errno) -> Status {
+    match errno {
+        Errno::EINVAL => invalid("the kernel does not count to this time"),
+        errno => Status::internal(format!("cannot set the clock: {errno}")),
     }
-    let seconds = i64::try_from(unix_nanos / 1_000_000_000).map_err(invalid)?;
-    let nanos = i64::try_from(unix_nanos % 1_000_000_000).map_err(invalid)?;
-    Ok(Some(TimeSpec::new(seconds, nanos)))
+}
+
+/// Time since the agent started, in nanoseconds.
+fn uptime(agent: &Agent) -> u64 {
+    u64::try_from(agent.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Sends events until the box has ended or the client goes away.
+async fn tell(mut subscriber: Subscriber, sender: mpsc::Sender<Result<GuestEvent, Status>>) {
+    loop {
+        let event = tokio::select! {
+            event = subscriber.next() => event,
+            () = sender.closed() => return,
+        };
+        if event.is_none() || sender.send(Ok(GuestEvent { event })).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn valid_hostname(name: &str) -> bool {
@@ -117,11 +177,5 @@ mod tests {
         for name in ["", "-box", "a b", "a\nb", "ä", "a\0", &longer] {
             assert!(!valid_hostname(name), "{name:?}");
         }
-    }
-
-    #[test]
-    fn a_time_of_zero_leaves_the_clock_alone() {
-        assert_eq!(time(0).unwrap(), None);
-        assert_eq!(time(1_500_000_000).unwrap(), Some(TimeSpec::new(1, 500_000_000)));
     }
 }

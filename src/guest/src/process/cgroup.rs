@@ -114,6 +114,12 @@ fn signal_all(folder: &Path, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of this name in a file of the kernel's that has a name and a number on each line.
+pub fn value(text: &str, name: &str) -> Option<u64> {
+    let number = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim_ascii_end().parse().ok();
+    text.lines().find_map(number)
+}
+
 /// Signals a process that is no child of ours.
 fn pidfd_signal(pid: i32, signal: i32) -> nix::Result<()> {
     if pid <= 0 {
@@ -149,4 +155,21 @@ pub fn enable_controllers(hierarchy: &Path) -> io::Result<()> {
     }
     let mut file = File::options().write(true).open(hierarchy.join("cgroup.subtree_control"))?;
     io::Write::write_all(&mut file, wanted.join(" ").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_found_by_its_whole_name() {
+        let text = "low 1\nworkingset_low 2\nlower 3\noom_kill 4\nodd x\n";
+        assert_eq!(
+            (value(text, "low"), value(text, "lower"), value(text, "oom_kill")),
+            (Some(1), Some(3), Some(4))
+        );
+        for name in ["lo", "oom", "odd", "", "missing"] {
+            assert_eq!(value(text, name), None, "{name}");
+        }
+    }
 }

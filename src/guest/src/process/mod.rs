@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod child;
 pub mod client;
+pub mod counter;
 pub mod order;
 pub mod reaper;
 pub mod spawner;

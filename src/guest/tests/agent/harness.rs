@@ -9,14 +9,17 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use boxlite_guest::agent::{Agent, Settings};
+use boxlite_guest::container::capabilities;
 use boxlite_guest::portal;
+use boxlite_guest::process::cgroup::CONTAINER;
 use boxlite_guest::process::reaper::Reaper;
 use boxlite_guest::process::spawner;
 use boxlite_guest::vsock::Listener;
 use boxlite_portal::client::Portal;
 use boxlite_portal::v1::{
-    AttachRequest, ContainerInitRequest, ContainerStartRequest, ExecRequest, Exit, InitRequest, ProcessSpec,
-    StartFailure, Started, WaitRequest, attach_response, container_start_response, exec_response, exit,
+    AttachRequest, AttachResponse, ContainerInitRequest, ContainerStartRequest, ExecRequest, Exit,
+    InitRequest, ProcessSpec, StartFailure, Started, WaitRequest, attach_response, container_start_response,
+    exec_response, exit,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -30,6 +33,9 @@ const PROGRAMS: [&str; 22] = [
     "sh", "echo", "cat", "id", "pwd", "env", "ls", "sleep", "true", "head", "wc", "stty", "tty", "yes",
     "touch", "grep", "hostname", "kill", "dd", "seq", "mkdir", "test",
 ];
+
+/// The capability to set the clock.
+const SYS_TIME: u64 = 1 << 25;
 
 /// The hierarchy in which the agents' cgroups are made.
 const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
@@ -189,6 +195,29 @@ impl Seen {
     }
 }
 
+/// Reads a stream of output to its end.
+pub(crate) async fn read(mut stream: tonic::Streaming<AttachResponse>) -> Seen {
+    let mut seen = Seen::default();
+    while let Some(message) = stream.message().await.expect("a message") {
+        match message.event.expect("an event") {
+            attach_response::Event::Exit(exit) => {
+                seen.exit = exit;
+                return seen;
+            }
+            attach_response::Event::Output(output) => {
+                let stdout = output.stream == 1;
+                let sink = if stdout { &mut seen.stdout } else { &mut seen.stderr };
+                if stdout {
+                    let first = *seen.first.get_or_insert(output.offset);
+                    assert_eq!(output.offset, first + sink.len() as u64, "output has no gaps once it flows");
+                }
+                sink.extend_from_slice(&output.data);
+            }
+        }
+    }
+    panic!("the stream ended without an exit");
+}
+
 /// An agent that answers.
 pub(crate) struct TestAgent {
     pub(crate) portal: Portal,
@@ -270,7 +299,19 @@ impl TestAgent {
         process: ProcessSpec,
         timeout_millis: u64,
     ) -> Result<Started, StartFailure> {
-        let request = ExecRequest { execution_id: id.to_owned(), process: Some(process), timeout_millis };
+        let process = Some(process);
+        self.ask(ExecRequest { execution_id: id.to_owned(), process, timeout_millis, ..Default::default() })
+            .await
+    }
+
+    /// Starts an execution that nobody is told of.
+    pub(crate) async fn exec_quietly(&self, id: &str, process: ProcessSpec) -> Result<Started, StartFailure> {
+        let process = Some(process);
+        self.ask(ExecRequest { execution_id: id.to_owned(), process, quiet: true, ..Default::default() })
+            .await
+    }
+
+    async fn ask(&self, request: ExecRequest) -> Result<Started, StartFailure> {
         let response = self.portal.execution().exec(request).await.expect("an answer");
         match response.into_inner().outcome.expect("an outcome") {
             exec_response::Outcome::Started(started) => Ok(started),
@@ -281,30 +322,12 @@ impl TestAgent {
     /// Reads an execution to its end.
     pub(crate) async fn attach(&self, id: &str) -> Seen {
         let request = AttachRequest { execution_id: id.to_owned(), ..Default::default() };
-        let mut stream = self.portal.execution().attach(request).await.expect("a stream").into_inner();
-        let mut seen = Seen::default();
-        while let Some(message) = stream.message().await.expect("a message") {
-            match message.event.expect("an event") {
-                attach_response::Event::Exit(exit) => {
-                    seen.exit = exit;
-                    return seen;
-                }
-                attach_response::Event::Output(output) => {
-                    let stdout = output.stream == 1;
-                    let sink = if stdout { &mut seen.stdout } else { &mut seen.stderr };
-                    if stdout {
-                        let first = *seen.first.get_or_insert(output.offset);
-                        assert_eq!(
-                            output.offset,
-                            first + sink.len() as u64,
-                            "output has no gaps once it flows"
-                        );
-                    }
-                    sink.extend_from_slice(&output.data);
-                }
-            }
-        }
-        panic!("the stream ended without an exit");
+        read(self.portal.execution().attach(request).await.expect("a stream").into_inner()).await
+    }
+
+    /// The container's cgroup, as this side sees it.
+    pub(crate) fn container_cgroup(&self) -> PathBuf {
+        self.process.cgroup.join(CONTAINER)
     }
 
     /// Runs an execution to its end.
@@ -421,6 +444,8 @@ fn become_agent(folder: &Path, cgroup: &Path) -> Result<ExitCode, Box<dyn Error>
         }
         ForkResult::Child => {
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            // It must not be able to set this machine's clock, and a refusal shows that it tried.
+            capabilities::keep(!SYS_TIME)?;
             serve(folder, listener).map(|()| ExitCode::SUCCESS)
         }
     }

@@ -7,15 +7,21 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program talks to whoever runs it")]
 
 mod harness;
+mod lifecycle;
 mod stories;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use harness::Bench;
+use stories::Story;
 
 /// No story takes longer, or it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
+
+fn all() -> Vec<(&'static str, Story)> {
+    [stories::all(), lifecycle::all()].concat()
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,7 +29,7 @@ fn main() -> ExitCode {
         return harness::agent(&arguments[1..]);
     }
     if arguments.iter().any(|argument| argument == "--list") {
-        stories::all().iter().for_each(|(name, _)| println!("{name}: test"));
+        all().iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     let bench = match Bench::new() {
@@ -40,7 +46,7 @@ fn main() -> ExitCode {
             || filters.iter().any(|filter| if exact { name == **filter } else { name.contains(&***filter) })
     };
     let mut failed = Vec::new();
-    for (name, story) in stories::all().into_iter().filter(|(name, _)| chosen(name)) {
+    for (name, story) in all().into_iter().filter(|(name, _)| chosen(name)) {
         let started = Instant::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -16,17 +16,19 @@ use tonic::Code;
 
 use crate::harness::{Bench, TestAgent, can_grow, code, killed, open_files, sh, spec};
 
-type Story = for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+pub(crate) type Story = for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
+/// Defines stories, and a function that gives them by name.
 macro_rules! stories {
     ($($(#[$doc:meta])* async fn $name:ident($bench:ident) $body:block)*) => {
         /// All stories by name.
-        pub(crate) fn all() -> Vec<(&'static str, Story)> {
+        pub(crate) fn all() -> Vec<(&'static str, $crate::stories::Story)> {
             vec![$((stringify!($name), |bench| Box::pin($name(bench)))),*]
         }
-        $($(#[$doc])* async fn $name($bench: &Bench) $body)*
+        $($(#[$doc])* async fn $name($bench: &$crate::harness::Bench) $body)*
     };
 }
+pub(crate) use stories;
 
 fn data(bytes: &[u8]) -> StdinRequest {
     StdinRequest { action: Some(stdin_request::Action::Data(bytes.to_vec().into())), ..Default::default() }
@@ -49,16 +51,16 @@ async fn stdin(agent: &TestAgent, id: &str, mut messages: Vec<StdinRequest>) -> 
         .written
 }
 
-async fn signal(agent: &TestAgent, id: &str, signal: i32, all: bool) -> Result<(), Code> {
+pub(crate) async fn signal(agent: &TestAgent, id: &str, signal: i32, all: bool) -> Result<(), Code> {
     let request = SignalRequest { execution_id: id.to_owned(), signal: signal.unsigned_abs(), all };
     agent.portal.execution().signal(request).await.map(drop).map_err(|status| status.code())
 }
 
-fn shutdown(signal: i32, grace_millis: u64) -> ShutdownRequest {
+pub(crate) fn shutdown(signal: i32, grace_millis: u64) -> ShutdownRequest {
     ShutdownRequest { signal: signal.unsigned_abs(), grace_millis, drain_millis: 100, discard: false }
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !condition().await {
         assert!(started.elapsed() < Duration::from_secs(20), "{what} did not come");
@@ -90,7 +92,7 @@ stories! {
         let mut container = agent.portal.container();
         assert_eq!(container.init(create()).await.err().map(|status| status.code()), precondition);
         assert_eq!(container.start(ContainerStartRequest {}).await.err().map(|status| status.code()), precondition);
-        let exec = ExecRequest { execution_id: "x".into(), process: Some(sh("true")), timeout_millis: 0 };
+        let exec = ExecRequest { execution_id: "x".into(), process: Some(sh("true")), ..Default::default() };
         let refused = agent.portal.execution().exec(exec.clone()).await;
         assert_eq!(refused.err().map(|status| status.code()), precondition);
 
@@ -185,7 +187,7 @@ stories! {
     async fn mistakes_of_the_caller_are_refused_before_anything_starts(bench) {
         let agent = bench.idle().await;
         let refused = async |id: &str, process: ProcessSpec| {
-            let request = ExecRequest { execution_id: id.to_owned(), process: Some(process), timeout_millis: 0 };
+            let request = ExecRequest { execution_id: id.to_owned(), process: Some(process), ..Default::default() };
             agent.portal.execution().exec(request).await.expect_err("a mistake").code()
         };
         for id in ["", "main", "a/b", "../x", "a b"] {
@@ -212,7 +214,7 @@ stories! {
             let (portal, id) = (agent.portal.clone(), format!("n{number}"));
             tokio::spawn(async move {
                 let process = sh(&format!("(sleep 0 &) ; exit {number}"));
-                let request = ExecRequest { execution_id: id.clone(), process: Some(process), timeout_millis: 0 };
+                let request = ExecRequest { execution_id: id.clone(), process: Some(process), ..Default::default() };
                 portal.execution().exec(request).await.expect("it starts");
                 let wait = WaitRequest { execution_id: id };
                 (number, portal.execution().wait(wait).await.expect("an answer").into_inner().exit)
@@ -368,7 +370,7 @@ stories! {
     async fn a_reader_may_ask_for_one_stream_only(bench) {
         let agent = bench.idle().await;
         agent.exec("x", sh("seq 1 2000; echo wanted >&2")).await.expect("it starts");
-        let request = AttachRequest { execution_id: "x".into(), streams: vec![StreamKind::Stderr.into()] };
+        let request = AttachRequest { execution_id: "x".into(), streams: vec![StreamKind::Stderr.into()], ..Default::default() };
         let mut stream = agent.portal.execution().attach(request).await.expect("a stream").into_inner();
         let mut seen = Vec::new();
         let exit = loop {
@@ -559,7 +561,7 @@ stories! {
             async move { portal.guest().shutdown(shutdown(libc::SIGTERM, 600_000)).await.expect("an answer").into_inner() }
         });
         until("a refusal of new executions", async || {
-            let request = ExecRequest { execution_id: "x".into(), process: Some(sh("true")), timeout_millis: 0 };
+            let request = ExecRequest { execution_id: "x".into(), process: Some(sh("true")), ..Default::default() };
             agent.portal.execution().exec(request).await.is_err()
         })
         .await;
@@ -590,7 +592,8 @@ stories! {
             odd.read_to_end(&mut answer).map(|_| answer)
         });
         let answer = read.await.expect("an end").expect("an answer");
-        assert!(answer.starts_with(b"BXLP\0\x01"), "{answer:?}");
+        let current = boxlite_portal::version::CURRENT.to_be_bytes();
+        assert!(answer.starts_with(&[&b"BXLP"[..], &current].concat()), "{answer:?}");
         assert!(agent.portal.guest().ping(PingRequest {}).await.is_ok());
     }
 }

@@ -55,6 +55,144 @@ pub struct ShutdownResponse {
     pub main: ::core::option::Option<Exit>,
 }
 #[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetClockRequest {
+    /// Wall clock at the host, nanoseconds since the Unix epoch; not 0.
+    #[prost(uint64, tag = "1")]
+    pub unix_time_nanos: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetClockResponse {
+    /// By how much the guest's clock was ahead of the host's, in nanoseconds; negative when it was behind.
+    #[prost(int64, tag = "1")]
+    pub ahead_nanos: i64,
+    /// The clock was set.
+    #[prost(bool, tag = "2")]
+    pub set: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatsRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatsResponse {
+    /// CPU time that the container's processes have used, in nanoseconds.
+    #[prost(uint64, tag = "1")]
+    pub cpu_nanos: u64,
+    /// Memory of the container's processes without page cache that can be dropped at once, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+    /// Memory of the machine, and what of it could be given to a process, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub memory_total_bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub memory_available_bytes: u64,
+    /// Processes and threads in the container.
+    #[prost(uint64, tag = "5")]
+    pub tasks: u64,
+    /// Read from and written to the disks since the boot, in bytes.
+    #[prost(uint64, tag = "6")]
+    pub disk_read_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub disk_written_bytes: u64,
+    /// The writable layer: its size and what of it is used, in bytes.
+    #[prost(uint64, tag = "8")]
+    pub disk_total_bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub disk_used_bytes: u64,
+    /// Processes of the container that the kernel has killed because memory had run out.
+    #[prost(uint64, tag = "10")]
+    pub oom_kills: u64,
+    /// Executions that run, the main command and quiet ones aside.
+    #[prost(uint32, tag = "11")]
+    pub executions: u32,
+    /// Monotonic time since the agent started, in nanoseconds.
+    #[prost(uint64, tag = "12")]
+    pub uptime_nanos: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventsRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestEvent {
+    #[prost(oneof = "guest_event::Event", tags = "1, 2, 3, 4, 5, 6")]
+    pub event: ::core::option::Option<guest_event::Event>,
+}
+/// Nested message and enum types in `GuestEvent`.
+pub mod guest_event {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Activity(super::Activity),
+        #[prost(message, tag = "2")]
+        ExecStarted(super::ExecStarted),
+        #[prost(message, tag = "3")]
+        ExecExited(super::ExecExited),
+        #[prost(message, tag = "4")]
+        ExecFailed(super::ExecFailed),
+        #[prost(message, tag = "5")]
+        OomKilled(super::OomKilled),
+        #[prost(message, tag = "6")]
+        Missed(super::Missed),
+    }
+}
+/// How busy the box is: sent first, and whenever it changes. Quiet executions and observers do not count.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Activity {
+    /// Executions that run, the main command aside.
+    #[prost(uint32, tag = "1")]
+    pub executions: u32,
+    /// Streams of output that a client is attached to.
+    #[prost(uint32, tag = "2")]
+    pub attached: u32,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecStarted {
+    #[prost(string, tag = "1")]
+    pub execution_id: ::prost::alloc::string::String,
+    /// The program and its arguments, cut after 1 KiB in all.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecExited {
+    #[prost(string, tag = "1")]
+    pub execution_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub exit: ::core::option::Option<Exit>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecFailed {
+    #[prost(string, tag = "1")]
+    pub execution_id: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub failure: ::core::option::Option<StartFailure>,
+}
+/// The kernel has killed processes of the container because memory had run out.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OomKilled {
+    /// How many since the boot.
+    #[prost(uint64, tag = "1")]
+    pub total: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Missed {
+    /// Events that this client did not read in time.
+    #[prost(uint64, tag = "1")]
+    pub events: u64,
+}
+#[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerInitRequest {
     #[prost(message, optional, tag = "1")]
@@ -150,6 +288,9 @@ pub struct ExecRequest {
     /// After this many milliseconds the whole process tree is killed. 0 means: never.
     #[prost(uint64, tag = "3")]
     pub timeout_millis: u64,
+    /// Since version 2. No event tells of it and no activity counts it: for what a host runs for its own sake.
+    #[prost(bool, tag = "4")]
+    pub quiet: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -252,6 +393,10 @@ pub struct AttachRequest {
     /// Which streams to send; empty means both. Exit comes after the last output of these.
     #[prost(enumeration = "StreamKind", repeated, tag = "2")]
     pub streams: ::prost::alloc::vec::Vec<i32>,
+    /// Since version 2. A reader beside those that the output is meant for: output that waits for its first reader goes on
+    /// waiting, and no activity counts it. Like any reader, it must keep up, and the end of the box waits for it.
+    #[prost(bool, tag = "3")]
+    pub observe: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -595,6 +740,80 @@ pub mod guest_client {
                 .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Shutdown"));
             self.inner.unary(req, path, codec).await
         }
+        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after a pause, after the host has
+        /// slept, and from time to time.
+        pub async fn set_clock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetClockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Guest/SetClock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "SetClock"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Since version 2. What machine and container use now.
+        pub async fn stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StatsRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatsResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Guest/Stats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Stats"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Since version 2. What happens in the box from now on, beginning with one Activity. A client that does not read misses
+        /// events, and is told how many with a Missed; it holds up nobody.
+        pub async fn events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::GuestEvent>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Guest/Events",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Events"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -630,6 +849,32 @@ pub mod guest_server {
             tonic::Response<super::ShutdownResponse>,
             tonic::Status,
         >;
+        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after a pause, after the host has
+        /// slept, and from time to time.
+        async fn set_clock(
+            &self,
+            request: tonic::Request<super::SetClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetClockResponse>,
+            tonic::Status,
+        >;
+        /// Since version 2. What machine and container use now.
+        async fn stats(
+            &self,
+            request: tonic::Request<super::StatsRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatsResponse>, tonic::Status>;
+        /// Server streaming response type for the Events method.
+        type EventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::GuestEvent, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Since version 2. What happens in the box from now on, beginning with one Activity. A client that does not read misses
+        /// events, and is told how many with a Missed; it holds up nobody.
+        async fn events(
+            &self,
+            request: tonic::Request<super::EventsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::EventsStream>, tonic::Status>;
     }
     /// The virtual machine as a whole.
     #[derive(Debug)]
@@ -833,6 +1078,138 @@ pub mod guest_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Guest/SetClock" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetClockSvc<T: Guest>(pub Arc<T>);
+                    impl<T: Guest> tonic::server::UnaryService<super::SetClockRequest>
+                    for SetClockSvc<T> {
+                        type Response = super::SetClockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetClockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::set_clock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetClockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Guest/Stats" => {
+                    #[allow(non_camel_case_types)]
+                    struct StatsSvc<T: Guest>(pub Arc<T>);
+                    impl<T: Guest> tonic::server::UnaryService<super::StatsRequest>
+                    for StatsSvc<T> {
+                        type Response = super::StatsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::stats(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Guest/Events" => {
+                    #[allow(non_camel_case_types)]
+                    struct EventsSvc<T: Guest>(pub Arc<T>);
+                    impl<
+                        T: Guest,
+                    > tonic::server::ServerStreamingService<super::EventsRequest>
+                    for EventsSvc<T> {
+                        type Response = super::GuestEvent;
+                        type ResponseStream = T::EventsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::events(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

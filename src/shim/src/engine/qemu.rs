@@ -134,8 +134,9 @@ impl Vsock {
         let device =
             Device::new(u64::from(GUEST_CID), ports).map_err(|error| RunError::Vsock(Box::new(error)))?;
         let (ours, qemus) = UnixStream::pair().map_err(failed)?;
+        let span = tracing::Span::current();
         let serve = move || {
-            let _sockets = sockets;
+            let (_sockets, _box) = (sockets, span.entered());
             if let Err(error) = device.serve(ours) {
                 tracing::error!(error = text::line(&error), "the vsock device has failed");
             }

@@ -2,16 +2,20 @@
 //!
 //! Whatever the agent answers comes from the guest: messages are bounded by the portal's limits and shown escaped.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use boxlite_control::{BoxFiles, ContainerSpec, Exit, FailureKind, ProcessSpec, SocketPath};
+use boxlite_control::{
+    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, ProcessSpec, SocketPath, step,
+};
 use boxlite_portal::MAIN;
 use boxlite_portal::client::Portal;
 use boxlite_portal::v1;
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::machine::Failure;
-use super::unix_nanos;
+use super::{recorder, unix_nanos};
 use crate::text;
 
 /// Where the guest finds the image and the writable layer: see `VmSpec::disks`.
@@ -22,13 +26,18 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// The most of a guest's message that is shown, in bytes.
 const MESSAGE: usize = 2 << 10;
 /// SIGKILL, the same on every Linux.
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
 /// How this side introduces itself.
 const BUILD: &str = concat!("boxlite-shim ", env!("CARGO_PKG_VERSION"));
 
-/// Connects to the agent and has it make and start the container. The deadline is the machine's.
-pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result<Portal, Failure> {
+/// Connects to the agent and has it make and start the container. The deadline is the machine's. What the main command
+/// writes goes into `log`, where that is wanted; the task that sees to it ends with the output.
+pub(super) async fn start(
+    files: &BoxFiles,
+    container: &ContainerSpec,
+    log: Option<PathBuf>,
+) -> Result<(Portal, Option<JoinHandle<()>>), Failure> {
     let unreachable = |error: &dyn std::error::Error| {
         failure(FailureKind::Boot, "cannot reach the agent in the box", text::chain(error))
     };
@@ -48,12 +57,15 @@ pub(super) async fn start(files: &BoxFiles, container: &ContainerSpec) -> Result
 
     let init = portal.container().init(container_request(container)).await;
     init.map_err(|status| refused(FailureKind::Container, "the container cannot be made", &status))?;
+    step::reached("monitor", "container-made");
+    // Asked for before the start, on the same connection: the agent has a reader when the first byte comes.
+    let recording = log.map(|log| recorder::start(&portal, log));
     let start = portal.container().start(v1::ContainerStartRequest {}).await;
     let start = start
         .map_err(|status| refused(FailureKind::Container, "the container cannot be started", &status))?
         .into_inner();
     match start.outcome {
-        Some(v1::container_start_response::Outcome::Started(_)) => Ok(portal),
+        Some(v1::container_start_response::Outcome::Started(_)) => Ok((portal, recording)),
         Some(v1::container_start_response::Outcome::Failure(why)) => Err(not_started(&why)),
         None => Err(failure(
             FailureKind::Container,
@@ -85,10 +97,38 @@ pub(super) async fn shut_down(
     Ok(exit(answer.into_inner().main))
 }
 
-/// Kills every process of the main command.
-pub(super) async fn kill_main(portal: &Portal) -> Result<(), Vec<String>> {
-    let signal = v1::SignalRequest { execution_id: MAIN.to_owned(), signal: SIGKILL, all: true };
+/// Sends a signal to the main command; with `all` to every process of the box.
+pub(super) async fn signal_main(portal: &Portal, signal: u32, all: bool) -> Result<(), Vec<String>> {
+    let signal = v1::SignalRequest { execution_id: MAIN.to_owned(), signal, all };
     portal.execution().signal(signal).await.map(drop).map_err(|status| words(&status))
+}
+
+/// Tells the guest what time it is.
+pub(super) async fn set_clock(portal: &Portal) -> Result<(), Vec<String>> {
+    let request = v1::SetClockRequest { unix_time_nanos: unix_nanos() };
+    let answer = portal.guest().set_clock(request).await.map_err(|status| words(&status))?.into_inner();
+    if answer.set {
+        tracing::info!(ahead_nanos = answer.ahead_nanos, "the guest's clock was set");
+    }
+    Ok(())
+}
+
+/// What the guest says that it uses.
+pub(super) async fn stats(portal: &Portal) -> Result<GuestStats, Vec<String>> {
+    let said = portal.guest().stats(v1::StatsRequest {}).await.map_err(|status| words(&status))?.into_inner();
+    Ok(GuestStats {
+        cpu_nanos: said.cpu_nanos,
+        memory_bytes: said.memory_bytes,
+        memory_total_bytes: said.memory_total_bytes,
+        memory_available_bytes: said.memory_available_bytes,
+        tasks: said.tasks,
+        disk_read_bytes: said.disk_read_bytes,
+        disk_written_bytes: said.disk_written_bytes,
+        disk_total_bytes: said.disk_total_bytes,
+        disk_used_bytes: said.disk_used_bytes,
+        oom_kills: said.oom_kills,
+        executions: said.executions,
+    })
 }
 
 fn container_request(container: &ContainerSpec) -> v1::ContainerInitRequest {
@@ -116,7 +156,7 @@ fn process(process: &ProcessSpec) -> v1::ProcessSpec {
 }
 
 /// What the guest claims, made to be what the protocol allows.
-fn exit(exit: Option<v1::Exit>) -> Option<Exit> {
+pub(super) fn exit(exit: Option<v1::Exit>) -> Option<Exit> {
     match exit?.status? {
         v1::exit::Status::Code(code) => Some(Exit::Code(code.clamp(0, 255))),
         v1::exit::Status::Signal(signal) => Some(Exit::Signal(signal.clamp(1, 64))),
@@ -145,7 +185,7 @@ fn failure(kind: FailureKind, what: &str, causes: Vec<String>) -> Failure {
     Failure { kind, messages, hint: None }
 }
 
-fn words(status: &Status) -> Vec<String> {
+pub(super) fn words(status: &Status) -> Vec<String> {
     let message = text::escape(status.message().as_bytes(), MESSAGE);
     let mut words = vec![if message.is_empty() { status.code().to_string() } else { message }];
     // Besides the agent's words there may be reasons of this side.

@@ -1,15 +1,15 @@
-//! `control.sock`: other processes ask for the state of a box, and for its end.
+//! `control.sock`: other processes ask for the state of a box, and order it about.
 
 use std::time::Duration;
 
-use boxlite_control::{Request, Response, StatusUpdate, frame};
+use boxlite_control::{EndReason, Request, Response, StatusUpdate, frame};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::machine::Event;
+use super::order::{Answer, Command, Order};
 use super::publish;
 
 /// The most connections at a time: watchers stay as long as the box lives.
@@ -23,14 +23,14 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub(super) async fn serve(
     listener: UnixListener,
     updates: watch::Receiver<StatusUpdate>,
-    events: mpsc::Sender<Event>,
+    orders: mpsc::Sender<Order>,
 ) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if clients.len() < MOST_CONNECTIONS => {
-                    clients.spawn(serve_one(stream, updates.clone(), events.clone()));
+                    clients.spawn(serve_one(stream, updates.clone(), orders.clone()));
                 }
                 Ok((stream, _)) => refuse(stream),
                 Err(error) => {
@@ -60,7 +60,7 @@ async fn ended(mut updates: watch::Receiver<StatusUpdate>) {
 async fn serve_one(
     mut stream: UnixStream,
     updates: watch::Receiver<StatusUpdate>,
-    events: mpsc::Sender<Event>,
+    orders: mpsc::Sender<Order>,
 ) {
     let request = match timeout(REQUEST, frame::receive::<Request, _>(&mut stream)).await {
         Ok(Ok(Some(request))) => request,
@@ -75,16 +75,82 @@ async fn serve_one(
             answer(&mut stream, Response::Status(now)).await;
         }
         Request::Watch => watch(stream, updates).await,
-        Request::Stop { signal, grace_millis } => {
-            if signal > 64 {
-                return answer(&mut stream, refused(&format!("{signal} is no signal"))).await;
+        Request::Wait => {
+            let mut updates = updates;
+            let last = async {
+                updates.wait_for(|update| update.state.is_final()).await.ok().map(|last| last.clone())
+            };
+            let Some(last) = while_here(&mut stream, last).await.flatten() else { return };
+            answer(&mut stream, Response::Status(last)).await;
+        }
+        Request::Start => {
+            if let Some(response) = order(&mut stream, &orders, Command::Start).await.and_then(refusal) {
+                return answer(&mut stream, response).await;
             }
-            let stop = Event::Stop { signal, grace: Duration::from_millis(grace_millis) };
-            // When nobody takes events any more the box has ended, and its final state is there or follows.
-            drop(events.send(stop).await);
             watch(stream, updates).await;
         }
+        Request::Stop { signal, .. } | Request::Restart { signal, .. } | Request::Signal { signal }
+            if signal > 64 =>
+        {
+            answer(&mut stream, refused(&format!("{signal} is no signal"))).await;
+        }
+        Request::Stop { signal, grace_millis } => {
+            let grace = Duration::from_millis(grace_millis);
+            // When nobody takes orders any more the box has ended, and its final state is there or follows.
+            order(&mut stream, &orders, Command::Stop { signal, grace, reason: EndReason::Requested }).await;
+            watch(stream, updates).await;
+        }
+        Request::Restart { signal, grace_millis } => {
+            let grace = Duration::from_millis(grace_millis);
+            done(stream, &orders, Command::Restart { signal, grace }).await;
+        }
+        Request::Signal { signal: 0 } => answer(&mut stream, refused("0 is no signal")).await,
+        Request::Signal { signal } => done(stream, &orders, Command::Signal(signal)).await,
+        Request::Pause => done(stream, &orders, Command::Pause).await,
+        Request::Resume => done(stream, &orders, Command::Resume).await,
+        Request::Update(update) => done(stream, &orders, Command::Update(update)).await,
+        Request::Stats => done(stream, &orders, Command::Stats).await,
         _ => answer(&mut stream, refused("this monitor does not know the request")).await,
+    }
+}
+
+/// Gives an order and answers what came of it.
+async fn done(mut stream: UnixStream, orders: &mpsc::Sender<Order>, command: Command) {
+    let response = match order(&mut stream, orders, command).await {
+        Some(Answer::Done) => Response::Done,
+        Some(Answer::Stats(stats)) => Response::Stats(stats),
+        Some(Answer::Refused(message)) => Response::Refused { message },
+        Some(Answer::Failed(message)) => Response::Failed { message },
+        None => Response::Failed { message: "the box has ended meanwhile".to_owned() },
+    };
+    answer(&mut stream, response).await;
+}
+
+/// Gives an order; `None` when the box has ended or the client has gone.
+async fn order(stream: &mut UnixStream, orders: &mpsc::Sender<Order>, command: Command) -> Option<Answer> {
+    let (order, answer) = Order::new(command);
+    let given = async {
+        orders.send(order).await.ok()?;
+        answer.await.ok()
+    };
+    while_here(stream, given).await.flatten()
+}
+
+/// Runs as long as the client is there. It says nothing more, so whatever comes from it is its end.
+async fn while_here<T>(stream: &mut UnixStream, work: impl Future<Output = T>) -> Option<T> {
+    let mut byte = [0];
+    tokio::select! {
+        biased;
+        outcome = work => Some(outcome),
+        _ = tokio::io::AsyncReadExt::read(stream, &mut byte) => None,
+    }
+}
+
+fn refusal(answer: Answer) -> Option<Response> {
+    match answer {
+        Answer::Refused(message) => Some(Response::Refused { message }),
+        Answer::Failed(message) => Some(Response::Failed { message }),
+        Answer::Done | Answer::Stats(_) => None,
     }
 }
 
@@ -134,12 +200,12 @@ mod tests {
     use super::*;
     use boxlite_control::{BoxFiles, State};
 
-    const STOPPED: State = State::Stopped { exit: None, ended_unix_nanos: 1 };
+    const STOPPED: State = State::Stopped { exit: None, reason: EndReason::Exited, ended_unix_nanos: 1 };
 
     struct Server {
         folder: tempfile::TempDir,
         publisher: Publisher,
-        events: mpsc::Receiver<Event>,
+        orders: mpsc::Receiver<Order>,
         task: tokio::task::JoinHandle<()>,
     }
 
@@ -148,9 +214,9 @@ mod tests {
         let files = BoxFiles::new(folder.path());
         let publisher = Publisher::start(&files, "engine");
         let listener = UnixListener::bind(files.control_socket()).unwrap();
-        let (sender, events) = mpsc::channel(8);
+        let (sender, orders) = mpsc::channel(8);
         let task = tokio::spawn(serve(listener, publisher.subscribe(), sender));
-        Server { folder, publisher, events, task }
+        Server { folder, publisher, orders, task }
     }
 
     impl Server {
@@ -181,11 +247,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_becomes_an_event_and_is_answered_until_the_end() {
+    async fn a_stop_becomes_an_order_and_is_answered_until_the_end() {
         let mut server = server();
         let mut stream = server.ask(&Request::Stop { signal: 15, grace_millis: 1500 }).await;
-        let stop = Event::Stop { signal: 15, grace: Duration::from_millis(1500) };
-        assert_eq!(server.events.recv().await, Some(stop));
+        let grace = Duration::from_millis(1500);
+        let order = server.orders.recv().await.unwrap();
+        assert_eq!(order.command, Command::Stop { signal: 15, grace, reason: EndReason::Requested });
+        order.reply.send(Answer::Done);
         assert_eq!(status(&mut stream).await.generation, 1);
         server.publisher.publish(STOPPED);
         assert_eq!(status(&mut stream).await.state, STOPPED);
@@ -195,12 +263,48 @@ mod tests {
     #[tokio::test]
     async fn a_stop_of_a_box_that_has_just_ended_is_answered_with_its_end() {
         let mut server = server();
-        server.events.close();
+        server.orders.close();
         let mut stream = server.ask(&Request::Stop { signal: 15, grace_millis: 0 }).await;
         assert_eq!(status(&mut stream).await.generation, 1);
         server.publisher.publish(STOPPED);
         assert_eq!(status(&mut stream).await.state, STOPPED);
         server.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_order_is_answered_with_what_came_of_it() {
+        let mut server = server();
+        for (answer, response) in [
+            (Some(Answer::Done), Response::Done),
+            (Some(Answer::Refused("no".into())), Response::Refused { message: "no".into() }),
+            (None, Response::Failed { message: "the box has ended meanwhile".into() }),
+        ] {
+            let mut stream = server.ask(&Request::Pause).await;
+            let order = server.orders.recv().await.unwrap();
+            assert_eq!(order.command, Command::Pause);
+            if let Some(answer) = answer {
+                order.reply.send(answer);
+            } else {
+                drop(order);
+            }
+            assert_eq!(frame::receive::<Response, _>(&mut stream).await.unwrap(), Some(response));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_while_it_waits_gives_its_connection_back() {
+        let mut server = server();
+        for _ in 0..2 * MOST_CONNECTIONS {
+            drop(server.ask(&Request::Wait).await);
+            let stats = server.ask(&Request::Stats).await;
+            let order = server.orders.recv().await.unwrap();
+            drop(stats);
+            drop(order);
+        }
+        let mut waiter = server.ask(&Request::Wait).await;
+        assert_eq!(status(&mut server.ask(&Request::Status).await).await.generation, 1);
+        server.publisher.publish(STOPPED);
+        assert_eq!(status(&mut waiter).await.state, STOPPED);
     }
 
     #[tokio::test]
@@ -212,9 +316,16 @@ mod tests {
             let answer: Response = frame::receive(&mut stream).await.unwrap().unwrap();
             assert!(matches!(answer, Response::Refused { .. }), "{answer:?}");
         }
-        let mut stream = server.ask(&Request::Stop { signal: 65, grace_millis: 0 }).await;
-        let answer: Response = frame::receive(&mut stream).await.unwrap().unwrap();
-        assert!(matches!(answer, Response::Refused { .. }), "{answer:?}");
+        for request in [
+            Request::Stop { signal: 65, grace_millis: 0 },
+            Request::Restart { signal: 65, grace_millis: 0 },
+            Request::Signal { signal: 65 },
+            Request::Signal { signal: 0 },
+        ] {
+            let mut stream = server.ask(&request).await;
+            let answer: Response = frame::receive(&mut stream).await.unwrap().unwrap();
+            assert!(matches!(answer, Response::Refused { .. }), "{answer:?}");
+        }
         assert_eq!(status(&mut server.ask(&Request::Status).await).await.generation, 1);
     }
 

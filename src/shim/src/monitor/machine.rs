@@ -1,24 +1,32 @@
-//! The life of a box, as a pure function.
+//! One run of a box's machine, as a pure function.
 //!
 //! ```text
-//!             Ready        Started         MainEnded, Stop           ShutDown          VmmGone
-//!   Booting ─────────▶ Starting ─────▶ Running ─────────▶ Ending ─────────────▶ Killing ───────▶ Ended
-//!      │                   │              │                  │   Deadline          ▲              ▲
-//!      │ Failed, Stop,     │              │ PortalLost       └─────────────────────┤              │
-//!      │ Deadline          │              └────────────────────────────────────────┤              │
-//!      └───────────────────┴───────────────────────────────────────────────────────┘              │
-//!      any of them ── VmmGone ────────────────────────────────────────────────────────────────────┘
+//!                                         Frozen            Resume
+//!                                       ┌───────▶ Paused ──────────┐
+//!                                       │            │             ▼
+//!             Ready        Started      │  ClockSet, Deadline   Resuming
+//!   Booting ─────────▶ Starting ─────▶ Running ◀───────────────────┤
+//!      │                   │              │                        │
+//!      │                   │              │ MainEnded, Stop (from Paused and Resuming, too)
+//!      │ Failed, Stop,     │              ▼          ShutDown          VmmGone
+//!      │ Deadline          │           Ending ─────────────▶ Killing ───────▶ Ended
+//!      │                   │              │   Deadline         ▲                ▲
+//!      └───────────────────┴──────────────┴─ PortalLost ───────┘                │
+//!      any of them ── VmmGone ──────────────────────────────────────────────────┘
 //! ```
 //!
 //! * **Booting**: the kernel and the agent come up.
 //! * **Starting**: the agent serves the portal and is told to make the container.
 //! * **Running**: the main command runs.
+//! * **Paused**: the virtual CPUs stand still.
+//! * **Resuming**: they go on, and the guest is told what time it is.
 //! * **Ending**: the agent has been asked to end the box in order.
 //! * **Killing**: the VMM has been killed; its end is awaited. The verdict stands.
 //! * **Ended**: nothing moves any more.
 //!
 //! [`Machine::next`] takes what has happened, changes the phase, and says what is to be done. It knows no clock, no socket
-//! and no process; [`driver`](super::driver) has those. Times are counted from the start of the monitor.
+//! and no process; [`driver`](super::driver) has those. Times are counted from the start of the run. What follows a run is
+//! decided in [`life`](super::life).
 
 use std::mem;
 use std::time::Duration;
@@ -41,6 +49,8 @@ const SHORT_SLACK: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(120);
 /// How long a killed VMM may take to be gone.
 const KILL: Duration = Duration::from_secs(20);
+/// How long a guest may take to set its clock after a pause.
+const RESUME: Duration = Duration::from_secs(5);
 /// A grace beyond this is as good as endless.
 const MOST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -75,6 +85,12 @@ pub(super) enum Event {
     Failed(Failure),
     /// The main command has ended.
     MainEnded(Exit),
+    /// The virtual CPUs stand still.
+    Frozen,
+    /// Somebody wants them to go on.
+    Resume,
+    /// The guest's clock has been set, or the attempt has failed.
+    ClockSet,
     /// The agent does not answer any more.
     PortalLost(Vec<String>),
     /// Somebody wants the box to end.
@@ -103,6 +119,14 @@ pub(super) enum Action {
     StartContainer,
     /// Publish that the box is running, and wait for the main command. Answered by `MainEnded` or `PortalLost`.
     PublishRunning,
+    /// Publish that the box is running again.
+    PublishResumed,
+    /// Publish that the box is paused.
+    PublishPaused,
+    /// Let the virtual CPUs go on.
+    Thaw,
+    /// Tell the guest the time. Answered by `ClockSet`.
+    SetClock,
     /// Publish that the box is stopping.
     PublishStopping,
     /// Ask the agent to end the box. Answered by `ShutDown` or `ShutDownFailed`.
@@ -124,6 +148,8 @@ enum Phase {
     Booting { step: String, deadline: Duration },
     Starting { deadline: Duration },
     Running,
+    Paused,
+    Resuming { deadline: Duration },
     Ending { exit: Option<Exit>, kill_main_at: Option<Duration>, give_up_at: Duration },
     Killing { verdict: Verdict, deadline: Duration },
     Ended,
@@ -150,9 +176,10 @@ impl Machine {
         match &self.phase {
             Phase::Booting { deadline, .. }
             | Phase::Starting { deadline }
+            | Phase::Resuming { deadline }
             | Phase::Killing { deadline, .. } => Some(*deadline),
             Phase::Ending { kill_main_at, give_up_at, .. } => Some(kill_main_at.unwrap_or(*give_up_at)),
-            Phase::Running | Phase::Ended => None,
+            Phase::Running | Phase::Paused | Phase::Ended => None,
         }
     }
 
@@ -168,6 +195,8 @@ impl Machine {
             Phase::Booting { step, deadline } => self.booting(step, deadline, event, now),
             Phase::Starting { deadline } => self.starting(deadline, event, now),
             Phase::Running => self.running(event, now),
+            Phase::Paused => self.paused(event, now),
+            Phase::Resuming { deadline } => self.resuming(deadline, event, now),
             Phase::Ending { exit, kill_main_at, give_up_at } => {
                 self.ending(exit, kill_main_at, give_up_at, event, now)
             }
@@ -230,8 +259,37 @@ impl Machine {
                 messages.extend(causes);
                 kill(now, Verdict::Failed(Failure { kind: FailureKind::VmmLost, messages, hint: None }))
             }
+            Event::Frozen => (Phase::Paused, vec![Action::PublishPaused]),
             Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box ran"))),
             _ => (Phase::Running, Vec::new()),
+        }
+    }
+
+    fn paused(&self, event: Event, now: Duration) -> (Phase, Vec<Action>) {
+        match event {
+            Event::Resume => {
+                (Phase::Resuming { deadline: now + RESUME }, vec![Action::Thaw, Action::SetClock])
+            }
+            Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box was paused"))),
+            // What was under way when the machine was stopped counts, and what ends it lets it go on to its end.
+            event @ (Event::Stop { .. } | Event::MainEnded(_) | Event::PortalLost(_)) => {
+                let (phase, mut actions) = self.running(event, now);
+                actions.insert(0, Action::Thaw);
+                (phase, actions)
+            }
+            _ => (Phase::Paused, Vec::new()),
+        }
+    }
+
+    fn resuming(&self, deadline: Duration, event: Event, now: Duration) -> (Phase, Vec<Action>) {
+        match event {
+            Event::ClockSet => (Phase::Running, vec![Action::PublishResumed]),
+            Event::Deadline if now >= deadline => (Phase::Running, vec![Action::PublishResumed]),
+            Event::Frozen | Event::Resume | Event::Deadline => (Phase::Resuming { deadline }, Vec::new()),
+            event => match self.running(event, now) {
+                (Phase::Running, _) => (Phase::Resuming { deadline }, Vec::new()),
+                ended => ended,
+            },
         }
     }
 

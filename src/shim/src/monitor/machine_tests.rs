@@ -222,6 +222,49 @@ fn a_vmm_that_cannot_be_killed_is_said_to_be_there() {
     assert_eq!(failure.kind, FailureKind::Internal);
 }
 
+#[test]
+fn a_box_is_paused_and_goes_on_once_its_clock_is_right() {
+    let mut machine = running();
+    assert_eq!(machine.next(Event::Frozen, 3 * SECOND), [Action::PublishPaused]);
+    assert_eq!(machine.deadline(), None, "a pause has no end of its own");
+    assert_eq!(machine.next(Event::Resume, 9 * SECOND), [Action::Thaw, Action::SetClock]);
+    assert_eq!(machine.next(Event::ClockSet, 10 * SECOND), [Action::PublishResumed]);
+    assert_eq!(machine.next(Event::ClockSet, 10 * SECOND), []);
+}
+
+#[test]
+fn a_guest_that_does_not_take_the_time_is_not_waited_for_long() {
+    let mut machine = running();
+    machine.next(Event::Frozen, 3 * SECOND);
+    machine.next(Event::Resume, 9 * SECOND);
+    assert_eq!(machine.deadline(), Some(9 * SECOND + RESUME));
+    assert_eq!(machine.next(Event::Deadline, 9 * SECOND + RESUME), [Action::PublishResumed]);
+}
+
+#[test]
+fn a_paused_box_that_is_stopped_goes_on_to_its_end() {
+    for before in [&[Event::Frozen][..], &[Event::Frozen, Event::Resume]] {
+        let mut machine = running();
+        for event in before {
+            machine.next(event.clone(), 3 * SECOND);
+        }
+        let actions = machine.next(stop(15, 10), 4 * SECOND);
+        let shut_down = Action::ShutDown { signal: 15, grace: 10 * SECOND, drain: DRAIN };
+        assert!(actions.ends_with(&[Action::PublishStopping, shut_down]), "{actions:?}");
+        assert_eq!(actions.contains(&Action::Thaw), before.len() == 1);
+    }
+}
+
+#[test]
+fn a_machine_that_is_lost_while_it_is_paused_is_lost() {
+    let mut machine = running();
+    machine.next(Event::Frozen, 3 * SECOND);
+    let finish = machine.next(Event::VmmGone(vec!["signal 9".into()]), 3 * SECOND);
+    let [Action::Finish(Verdict::Failed(failure))] = finish.as_slice() else { panic!("{finish:?}") };
+    assert_eq!(failure.kind, FailureKind::VmmLost);
+    assert!(failure.messages[0].contains("paused"), "{failure:?}");
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Step("s".into())),
@@ -234,6 +277,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::ShutDown(None)),
         Just(Event::ShutDownFailed(Vec::new())),
         Just(Event::VmmGone(vec!["gone".into()])),
+        Just(Event::Frozen),
+        Just(Event::Resume),
+        Just(Event::ClockSet),
         Just(Event::Deadline),
     ]
 }
@@ -272,6 +318,18 @@ proptest! {
         prop_assert!(count(|action| *action == Action::StartContainer) <= 1);
         prop_assert!(count(|action| *action == Action::PublishStopping) <= 1);
         prop_assert!(count(|action| *action == Action::KillMain) <= 1);
+        // What stands still is let go on before it is asked for anything.
+        let mut frozen = false;
+        for action in &done {
+            match action {
+                Action::PublishPaused => frozen = true,
+                Action::Thaw => frozen = false,
+                Action::ShutDown { .. } | Action::KillMain | Action::SetClock | Action::PublishResumed => {
+                    prop_assert!(!frozen, "{:?}", done);
+                }
+                _ => {}
+            }
+        }
     }
 
     #[test]

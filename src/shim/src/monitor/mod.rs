@@ -1,18 +1,21 @@
 //! The monitor role: the one owner of one box.
 //!
 //! ```text
-//!                 ┌───────── boot.sock ◀── the guest's boot reports
-//!   lifeline ◀───▶│                  ┌──▶ portal.sock ──▶ the agent
-//!   control.sock ▶│ driver ─ machine ┤
-//!   SIGTERM ─────▶│                  └──▶ VMM ──▶ console.log
-//!                 └───────── publisher ──▶ state, lifeline, control.sock
+//!                 ┌─────────── boot.sock ◀── the guest's boot reports
+//!   lifeline ◀───▶│                         ┌──▶ portal.sock ──▶ the agent ──▶ output.log
+//!   control.sock ▶│ life ─ driver ─ machine ┤
+//!   SIGTERM ─────▶│                         └──▶ VMM ──▶ console.log
+//!                 ├─────────── publisher ──▶ state, lifeline, control.sock
+//!                 └─────────── teller ──▶ the home's journal
 //! ```
 //!
-//! [`machine`] decides, [`driver`] acts, [`publish`] tells. What is made on the way up is owned by a value that removes it
-//! when it is dropped, so that a failure at any step leaves what was there before:
+//! [`life`] is the one owner of the box, for as many runs as its restart policy wants. Of a run, [`machine`] decides,
+//! [`driver`] acts; [`publish`] says what is, [`teller`] what has happened. What is made on the way up is owned by a value
+//! that removes it when it is dropped, so that a failure at any step leaves what was there before:
 //!
 //! ```text
-//!   Lock::take ──▶ Sockets::listen ──▶ Vmm::spawn ──▶ Driver::run ──▶ the final state ──▶ remove, if asked to
+//!   Lock::take ──▶ control.sock ──▶ ( RunSockets::listen ──▶ Vmm::spawn ──▶ Driver::run )* ──▶ the final state ──▶
+//!   remove, if asked to
 //! ```
 //!
 //! When the monitor is killed, its VMM sees the end of its lifeline, and dies; the lock falls; and the next who looks finds
@@ -20,13 +23,21 @@
 
 mod agent;
 mod boot;
+mod clock;
 mod console;
 mod control;
 mod driver;
+mod guest_events;
+mod health;
+mod life;
 mod lock;
 mod machine;
+mod order;
 mod publish;
+mod recorder;
 mod sockets;
+mod teller;
+mod usage;
 mod vmm;
 
 use std::io;
@@ -35,11 +46,10 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_control::{
-    BoxFiles, Direction, ErrorRecord, FailureKind, MonitorConfig, State, StatusUpdate, VERSION, VmmConfig,
-    VsockPort, frame,
+    BoxFiles, EndReason, ErrorRecord, EventKind, FailureKind, MonitorConfig, State, StatusUpdate, VERSION,
+    frame, step,
 };
-use boxlite_portal::ports;
-use libkrun_sys::firmware::{self, FirmwareError};
+use libkrun_sys::firmware::FirmwareError;
 use nix::errno::Errno;
 use nix::sys::signal::{self, SigHandler, Signal};
 use nix::sys::stat::{self, Mode};
@@ -51,23 +61,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::engine::{self, Host, Unavailable};
+use crate::engine::Unavailable;
 use crate::{child, text};
-use console::Tail;
-use driver::Driver;
+use life::Life;
 use lock::{Lock, LockError};
-use machine::Event;
+use order::{Command, Order};
 use publish::Publisher;
-use sockets::{ListenError, Sockets};
-use vmm::{SpawnError, Vmm};
+use sockets::ListenError;
+use vmm::SpawnError;
 
 /// How long the library may take to send the configuration.
 const CONFIG: Duration = Duration::from_secs(30);
 /// How long listeners may take to read the final state, and the console to be read to its end.
 const GOODBYE: Duration = Duration::from_secs(3);
-/// Events that wait for the driver, which takes them at once.
+/// Events and orders that wait for the driver, which takes them at once.
 const EVENTS: usize = 64;
-const SIGTERM: u32 = 15;
 
 /// Why a monitor could not begin its work.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +131,12 @@ impl StartError {
 pub(crate) fn main() -> ExitCode {
     let result = prepare().map_err(PrepareError::Process).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-        runtime.map_err(PrepareError::Process)?.block_on(monitor())
+        let runtime = runtime.map_err(PrepareError::Process)?;
+        let (config, read, write) = runtime.block_on(receive_config())?;
+        // This process has one box and one thread, so all that it does is done for this box.
+        let _box = tracing::info_span!("box", id = config.box_id).entered();
+        runtime.block_on(monitor(&config, read, write));
+        Ok(())
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -151,33 +164,42 @@ fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-async fn monitor() -> Result<(), PrepareError> {
+async fn receive_config() -> Result<(MonitorConfig, OwnedReadHalf, OwnedWriteHalf), PrepareError> {
     let (mut read, write) = lifeline().map_err(PrepareError::Lifeline)?;
-    let config = match timeout(CONFIG, frame::receive::<MonitorConfig, _>(&mut read)).await {
-        Ok(Ok(Some(config))) => config,
-        Ok(Ok(None)) | Err(_) => return Err(PrepareError::Silent),
+    match timeout(CONFIG, frame::receive::<MonitorConfig, _>(&mut read)).await {
+        Ok(Ok(Some(config))) => Ok((config, read, write)),
+        Ok(Ok(None)) | Err(_) => Err(PrepareError::Silent),
         Ok(Err(error)) => {
             // Most likely a library of another version: it is told so, if it listens.
-            let update = StatusUpdate { generation: 1, state: StartError::Version { library: 0 }.state() };
-            send_last(write, update).await;
-            return Err(PrepareError::Config(error));
+            send_last(write, first(&StartError::Version { library: 0 })).await;
+            Err(PrepareError::Config(error))
         }
-    };
-    tracing::info!(id = config.box_id, detached = config.detached, "the monitor takes the box");
+    }
+}
+
+async fn monitor(config: &MonitorConfig, read: OwnedReadHalf, write: OwnedWriteHalf) {
+    tracing::info!(detached = config.detached, "the monitor takes the box");
     let files = BoxFiles::new(&config.folder);
     let locked = match config.version {
         VERSION => Lock::take(&files).map_err(StartError::from),
         library => Err(StartError::Version { library }),
     };
     match locked {
-        Ok(lock) => own(&config, &files, lock, read, write).await,
+        Ok(lock) => {
+            step::reached("monitor", "locked");
+            own(config, &files, lock, read, write).await;
+        }
         // The box is another's: its state is not ours to write.
         Err(error) => {
             tracing::error!(error = text::line(&error), "the box is not ours");
-            send_last(write, StatusUpdate { generation: 1, state: error.state() }).await;
+            send_last(write, first(&error)).await;
         }
     }
-    Ok(())
+}
+
+/// The one state of a box that this monitor does not own.
+fn first(error: &StartError) -> StatusUpdate {
+    StatusUpdate { generation: 1, restarts: 0, state: error.state() }
 }
 
 fn lifeline() -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
@@ -200,10 +222,11 @@ async fn own(
     read: OwnedReadHalf,
     mut write: OwnedWriteHalf,
 ) {
-    let (sender, events) = mpsc::channel(EVENTS);
+    let (sender, orders) = mpsc::channel(EVENTS);
     let mut listeners = JoinSet::new();
-    let (publisher, control) = match Sockets::listen(files) {
-        Ok(Sockets { control: (listener, control), boot, portal }) => {
+    // Others take a control socket that answers for a box that runs, so the state follows at once.
+    let (publisher, control) = match sockets::listen_for_orders(files) {
+        Ok((listener, control)) => {
             let publisher = Publisher::start(files, "engine");
             let updates = publisher.subscribe();
             listeners.spawn(async move {
@@ -212,13 +235,12 @@ async fn own(
                 }
             });
             listeners.spawn(control::serve(listener, publisher.subscribe(), sender.clone()));
-            let watchers = watch_for_ends(config, read, sender.clone());
-            let state = run(config, files, boot, &publisher, sender, events).await;
-            drop((watchers, portal));
-            publisher.publish(state.unwrap_or_else(|error| {
-                tracing::error!(error = text::line(&error), "the box could not be brought up");
-                error.state()
-            }));
+            step::reached("monitor", "listening");
+            let watchers = watch_for_ends(config, read, sender);
+            let mut life = Life::new(config, files, &publisher, orders);
+            let state = life.live().await;
+            drop((watchers, life));
+            publisher.publish(state);
             (publisher, Some(control))
         }
         Err(error) => {
@@ -231,6 +253,7 @@ async fn own(
             (publisher, None)
         }
     };
+    step::reached("monitor", "ended");
     // Who connects from here on finds the final state in its file. Who was connected is told.
     drop(control);
     let told = async { while listeners.join_next().await.is_some() {} };
@@ -238,86 +261,44 @@ async fn own(
         tracing::warn!("somebody has not read the final state");
     }
     drop(publisher);
-    if config.auto_remove
-        && let Err(error) = lock.remove_folder(&config.trash)
-    {
-        tracing::error!(%error, "the box's folder could not be removed");
+    if config.auto_remove {
+        match lock.remove_folder(&config.trash) {
+            Ok(()) => teller::Teller::new(config).tell(EventKind::Removed),
+            Err(error) => tracing::error!(%error, "the box's folder could not be removed"),
+        }
     }
-}
-
-/// Brings the machine up and drives the box to its end.
-async fn run(
-    config: &MonitorConfig,
-    files: &BoxFiles,
-    boot: (tokio::net::UnixListener, sockets::SocketFile),
-    publisher: &Publisher,
-    sender: mpsc::Sender<Event>,
-    events: mpsc::Receiver<Event>,
-) -> Result<State, StartError> {
-    let (engine, capabilities) = engine::choose(config.engine, &Host::look())?;
-    let kernel = firmware::kernel(&firmware::find()?, &config.cache)?;
-    let mut vm = config.vm.clone();
-    vm.kernel = kernel;
-    vm.ports.retain(|port| port.port != ports::PORTAL && port.port != ports::BOOT);
-    vm.ports.extend([
-        VsockPort { port: ports::PORTAL, path: files.portal_socket(), direction: Direction::HostToGuest },
-        VsockPort { port: ports::BOOT, path: files.boot_socket(), direction: Direction::GuestToHost },
-    ]);
-    let vmm_config = VmmConfig {
-        version: VERSION,
-        engine: engine.choice(),
-        accelerated: capabilities.accelerated,
-        program: capabilities.program,
-        vm,
-    };
-    publisher.publish(State::Starting { step: "kernel".to_owned() });
-    let (vmm, console) = Vmm::spawn(&vmm_config)?;
-    tracing::info!(
-        engine = engine::name(engine.choice()),
-        accelerated = capabilities.accelerated,
-        vmm = vmm.pid(),
-        "the VMM starts"
-    );
-    let tail = Tail::default();
-    let console = console::record(console, files.console_log(), tail.clone());
-    let (mut recorder, mut listener) = (JoinSet::new(), JoinSet::new());
-    recorder.spawn(console);
-    listener.spawn(boot::listen(boot, sender.clone()));
-    let driver = Driver { config, files, engine: engine.choice(), publisher, vmm, sender, events };
-    let verdict = driver.run().await;
-    listener.shutdown().await;
-    // All who could write to the console have ended, unless one could not be killed.
-    if timeout(GOODBYE, recorder.join_next()).await.is_err() {
-        tracing::warn!("somebody holds the console open");
-    }
-    Ok(driver::final_state(verdict, &tail))
 }
 
 /// Turns the end of the lifeline, and SIGTERM, into stops. Lasts as long as the returned value.
 fn watch_for_ends(
     config: &MonitorConfig,
     mut read: OwnedReadHalf,
-    events: mpsc::Sender<Event>,
+    orders: mpsc::Sender<Order>,
 ) -> JoinSet<()> {
-    let grace = Duration::from_millis(config.stop_grace_millis);
-    let stop = move || Event::Stop { signal: if grace.is_zero() { 0 } else { SIGTERM }, grace };
+    let stop = |grace_millis: u64, reason| {
+        let grace = Duration::from_millis(grace_millis);
+        let signal = if grace.is_zero() { 0 } else { config.stop_signal };
+        move || Order::unasked(Command::Stop { signal, grace, reason })
+    };
     let mut watchers = JoinSet::new();
     if !config.detached {
-        let events = events.clone();
+        let orders = orders.clone();
+        let stop = stop(config.owner_grace_millis, EndReason::OwnerGone);
         watchers.spawn(async move {
             // Nothing is sent after the configuration. A failure is an end, too.
             let mut byte = [0];
             while matches!(read.read(&mut byte).await, Ok(1..)) {}
             tracing::info!("the lifeline has ended");
-            drop(events.send(stop()).await);
+            drop(orders.send(stop()).await);
         });
     }
+    let stop = stop(config.stop_grace_millis, EndReason::Requested);
     watchers.spawn(async move {
         match tokio::signal::unix::signal(SignalKind::terminate()) {
             Ok(mut terminate) => {
                 while terminate.recv().await.is_some() {
                     tracing::info!("asked to end by a signal");
-                    drop(events.send(stop()).await);
+                    drop(orders.send(stop()).await);
                 }
             }
             Err(error) => tracing::error!(%error, "SIGTERM will end the monitor without order"),

@@ -3,11 +3,9 @@
 //! There is one value, with a generation. Everybody who listens gets the newest value that he has not seen: a slow listener
 //! skips what is no longer true and holds nobody up. The final one is the last.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::cell::Cell;
 
-use boxlite_control::{BoxFiles, State, StatusFile, StatusUpdate, VERSION, frame};
+use boxlite_control::{BoxFiles, Phase, State, StatusFile, StatusUpdate, frame};
 use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
@@ -16,21 +14,24 @@ use tokio::sync::watch;
 pub(super) struct Publisher {
     updates: watch::Sender<StatusUpdate>,
     files: BoxFiles,
+    restarts: Cell<u32>,
 }
 
 impl Publisher {
     /// Publishes the first state. For the holder of the box's lock only.
     pub(super) fn start(files: &BoxFiles, step: &str) -> Self {
         let state = State::Starting { step: step.to_owned() };
-        let first = StatusUpdate { generation: 1, state };
-        let publisher = Self { updates: watch::Sender::new(first.clone()), files: files.clone() };
+        let first = StatusUpdate { generation: 1, restarts: 0, state };
+        let updates = watch::Sender::new(first.clone());
+        let publisher = Self { updates, files: files.clone(), restarts: Cell::new(0) };
         publisher.write(&first);
         publisher
     }
 
     /// Publishes the next state.
     pub(super) fn publish(&self, state: State) {
-        let update = StatusUpdate { generation: self.updates.borrow().generation + 1, state };
+        let generation = self.updates.borrow().generation + 1;
+        let update = StatusUpdate { generation, restarts: self.restarts.get(), state };
         // The steps of a boot come in quick succession and mean nothing to who comes later.
         if !matches!(update.state, State::Starting { .. }) {
             log(&update.state);
@@ -39,13 +40,23 @@ impl Publisher {
         self.updates.send_replace(update);
     }
 
+    /// The restart policy has started the box so often; told with the next state.
+    pub(super) fn restarts(&self, restarts: u32) {
+        self.restarts.set(restarts);
+    }
+
+    /// What was published last, as far as orders are concerned.
+    pub(super) fn phase(&self) -> Phase {
+        self.updates.borrow().state.phase()
+    }
+
     /// Listens from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<StatusUpdate> {
         self.updates.subscribe()
     }
 
     fn write(&self, update: &StatusUpdate) {
-        if let Err(error) = write(&self.files, update) {
+        if let Err(error) = StatusFile::write(&self.files, update) {
             tracing::error!(%error, "cannot write the box's state");
         }
     }
@@ -55,28 +66,15 @@ fn log(state: &State) {
     match state {
         State::Starting { step } => tracing::info!(step, "the box starts"),
         State::Running { .. } => tracing::info!("the box runs"),
+        State::Paused { .. } => tracing::info!("the box is paused"),
+        State::Restarting { last, .. } => tracing::info!(?last, "the box will run again"),
         State::Stopping => tracing::info!("the box stops"),
-        State::Stopped { exit, .. } => tracing::info!(?exit, "the box has stopped"),
+        State::Stopped { exit, reason, .. } => tracing::info!(?exit, ?reason, "the box has stopped"),
         // The console has a log of its own.
         State::Failed { error, .. } => {
             tracing::error!(kind = ?error.kind, error = error.messages.join(": "), "the box has failed");
         }
     }
-}
-
-/// Replaces the file as a whole. Only a final state is flushed to the disk first: it is what is known of the box from then
-/// on. A crash of the host ends the box in any other state, and who reads a state that says otherwise, or that does not
-/// decode, takes the box for a crashed one.
-fn write(files: &BoxFiles, update: &StatusUpdate) -> io::Result<()> {
-    let content = StatusFile { version: VERSION, monitor_pid: std::process::id(), update: update.clone() };
-    let next = files.state().with_extension("next");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(&serde_json::to_vec(&content)?)?;
-    if update.state.is_final() {
-        file.sync_all()?;
-    }
-    drop(file);
-    fs::rename(next, files.state())
 }
 
 /// Sends the state now and each one after it that there is time for, until the final one. `wrap` makes the message.
@@ -99,6 +97,8 @@ pub(super) async fn follow<S: AsyncWrite + Unpin, T: serde::Serialize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use boxlite_control::EndReason;
+    use std::fs;
 
     fn publisher() -> (tempfile::TempDir, BoxFiles, Publisher) {
         let folder = tempfile::tempdir().unwrap();
@@ -115,15 +115,15 @@ mod tests {
         State::Starting { step: step.to_owned() }
     }
 
-    const STOPPED: State = State::Stopped { exit: None, ended_unix_nanos: 1 };
+    const STOPPED: State = State::Stopped { exit: None, reason: EndReason::Exited, ended_unix_nanos: 1 };
 
     #[test]
     fn the_file_has_the_last_state_and_nothing_lies_beside_it() {
         let (folder, files, publisher) = publisher();
-        assert_eq!(file(&files).update, StatusUpdate { generation: 1, state: step("engine") });
+        assert_eq!(file(&files).update, StatusUpdate { generation: 1, restarts: 0, state: step("engine") });
         publisher.publish(State::Stopping);
         publisher.publish(STOPPED);
-        assert_eq!(file(&files).update, StatusUpdate { generation: 3, state: STOPPED });
+        assert_eq!(file(&files).update, StatusUpdate { generation: 3, restarts: 0, state: STOPPED });
         assert_eq!(file(&files).monitor_pid, std::process::id());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -145,7 +145,7 @@ mod tests {
             assert!(update.generation > last.generation);
             last = update;
         }
-        assert_eq!(last, StatusUpdate { generation: 102, state: STOPPED });
+        assert_eq!(last, StatusUpdate { generation: 102, restarts: 0, state: STOPPED });
         follower.await.unwrap().unwrap();
     }
 

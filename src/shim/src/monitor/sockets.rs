@@ -26,25 +26,27 @@ impl Drop for SocketFile {
     }
 }
 
+/// Listens for programs of the host, after removing what a killed predecessor has left. For the holder of the box's lock
+/// only.
+pub(super) fn listen_for_orders(files: &BoxFiles) -> Result<(UnixListener, SocketFile), ListenError> {
+    listen(&files.control_socket())
+}
+
 /// The sockets of one run of a box.
 #[derive(Debug)]
-pub(super) struct Sockets {
-    /// For programs of the host.
-    pub(super) control: (UnixListener, SocketFile),
+pub(super) struct RunSockets {
     /// For the guest's boot channel.
     pub(super) boot: (UnixListener, SocketFile),
     /// The VMM makes this one.
     pub(super) portal: SocketFile,
 }
 
-impl Sockets {
-    /// Listens, after removing what a killed predecessor has left. For the holder of the box's lock only.
+impl RunSockets {
+    /// Listens, after removing what the run before has left. For the holder of the box's lock only.
     pub(super) fn listen(files: &BoxFiles) -> Result<Self, ListenError> {
         let portal = SocketFile(files.portal_socket());
         remove(&portal.0);
-        let boot = listen(&files.boot_socket())?;
-        // Others take a control socket that answers for a box that runs, so it comes last.
-        Ok(Self { boot, portal, control: listen(&files.control_socket())? })
+        Ok(Self { boot: listen(&files.boot_socket())?, portal })
     }
 }
 
@@ -77,10 +79,11 @@ mod tests {
         for socket in [files.control_socket(), files.boot_socket(), files.portal_socket()] {
             drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
         }
-        let sockets = Sockets::listen(&files).unwrap();
+        let control = listen_for_orders(&files).unwrap();
+        let sockets = RunSockets::listen(&files).unwrap();
         assert!(!files.portal_socket().exists());
         std::os::unix::net::UnixStream::connect(files.control_socket()).unwrap();
-        drop(sockets);
+        drop((control, sockets));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
@@ -88,8 +91,8 @@ mod tests {
     async fn a_failure_leaves_no_socket_behind() {
         let folder = tempfile::tempdir().unwrap();
         let files = BoxFiles::new(folder.path());
-        fs::create_dir(files.control_socket()).unwrap();
-        Sockets::listen(&files).unwrap_err();
-        assert!(!files.boot_socket().exists());
+        fs::create_dir(files.boot_socket()).unwrap();
+        RunSockets::listen(&files).unwrap_err();
+        assert!(!files.portal_socket().exists());
     }
 }

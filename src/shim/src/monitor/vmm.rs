@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use boxlite_control::{VmmConfig, frame};
 use nix::errno::Errno;
@@ -14,13 +15,19 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::{sleep, timeout};
 
+use super::usage;
 use crate::{child, environment, text};
 
 /// The most that a VMM can say, in bytes, in reasons, and in bytes a reason.
 const REASONS: u64 = 64 << 10;
 const MOST_REASONS: usize = 8;
 const REASON: usize = 2 << 10;
+
+/// How long all threads may take to stand still, and how often they are looked at.
+const FREEZE: Duration = Duration::from_secs(1);
+const FREEZE_LOOK: Duration = Duration::from_millis(1);
 
 /// Why there is no VMM.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,37 @@ impl Vmm {
             && errno != Errno::ESRCH
         {
             tracing::error!(%errno, "cannot kill the VMM");
+        }
+    }
+
+    /// Stops the VMM and its children, and with them the virtual CPUs and all devices. Returns once they stand still.
+    pub(super) async fn freeze(&self) -> io::Result<()> {
+        if self.ended.is_some() {
+            return Err(io::Error::other("the VMM has ended"));
+        }
+        killpg(self.pid, Signal::SIGSTOP)?;
+        let still = async {
+            loop {
+                let pids = usage::with_children(self.pid())?;
+                let stopped: io::Result<Vec<bool>> =
+                    pids.iter().map(|pid| usage::stands_still(*pid)).collect();
+                if stopped?.iter().all(|stopped| *stopped) {
+                    return Ok(());
+                }
+                sleep(FREEZE_LOOK).await;
+            }
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("not within {FREEZE:?}"));
+        timeout(FREEZE, still).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Lets the VMM and its children go on.
+    pub(super) fn thaw(&self) {
+        if self.ended.is_none()
+            && let Err(errno) = killpg(self.pid, Signal::SIGCONT)
+            && errno != Errno::ESRCH
+        {
+            tracing::error!(%errno, "cannot let the VMM go on");
         }
     }
 
