@@ -73,6 +73,8 @@ async fn operate(runtime: &BoxliteRuntime, dice: &mut Dice) -> Result<Option<Str
 
 fn work(seed: u64) {
     let home = std::env::var_os(HOME).unwrap();
+    // The harness has begun a line.
+    println!();
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio.block_on(async {

@@ -158,7 +158,7 @@ impl LiteBox {
                 }
                 outcome => outcome.map_err(|error| {
                     count(&self.inner.runtime.counters.failed);
-                    error.told(self.id())
+                    self.unless_removed(error.told(self.id()))
                 }),
             }
         };
@@ -257,7 +257,8 @@ impl LiteBox {
     /// Gives the box's monitor an order, and waits for its answer. `None` when no monitor runs.
     pub(crate) async fn order(&self, request: &Request, limit: Duration) -> Result<Option<Response>> {
         let words = |message: &str| crate::rpc::shown(message);
-        match monitor::ask(&self.inner.files, request, limit).await? {
+        let answer = monitor::ask(&self.inner.files, request, limit).await;
+        match answer.map_err(|error| self.unless_removed(error))? {
             Some(Response::Refused { message }) => {
                 Err(Error::new(ErrorKind::InvalidState, format!("box {}: {}", self.id(), words(&message))))
             }

@@ -117,6 +117,23 @@ impl LiteBox {
         Error::new(ErrorKind::NotFound, format!("box {} has been removed", self.id()))
     }
 
+    /// An error on the way may only be how the removal of the box by another program looks from here.
+    pub(crate) fn unless_removed(&self, error: Error) -> Error {
+        let looks_like_it = matches!(
+            error.kind(),
+            ErrorKind::Storage
+                | ErrorKind::Engine
+                | ErrorKind::Portal
+                | ErrorKind::Stopped
+                | ErrorKind::InvalidState
+        );
+        // The failure of a box that removes itself is what its caller wants to know.
+        if looks_like_it && !self.record().auto_remove && !self.inner.files.folder().is_dir() {
+            return self.removed().with_source(error);
+        }
+        error
+    }
+
     /// The error of an order that the state of the box does not allow.
     pub(crate) fn refused(&self, refusal: boxlite_control::Refusal) -> Error {
         let kind = match refusal.phase {
@@ -152,7 +169,8 @@ impl LiteBox {
         command.validate()?;
         self.ready(Order::Exec, how).await?;
         let span = info_span!("exec", id = self.id(), command = command.command);
-        let outcome = self.exec_now(command).instrument(span).await;
+        let outcome =
+            self.exec_now(command).instrument(span).await.map_err(|error| self.unless_removed(error));
         let counters = &self.inner.runtime.counters;
         count(if outcome.is_ok() { &counters.commands } else { &counters.exec_errors });
         outcome

@@ -31,6 +31,7 @@ use crate::events::Hub;
 use crate::execution::Execution;
 use crate::execution::start::{self, Launch, Origin, other};
 use crate::execution::table::{Outcome, Starting, Table};
+use crate::pause;
 use crate::process::cgroup::{self, Cgroup};
 use crate::process::client::{SpawnError, Spawned, SpawnerClient};
 use crate::process::counter::Counter;
@@ -400,6 +401,29 @@ impl Agent {
         });
         let cgroup = self.settings.cgroups.join(cgroup::CONTAINER);
         Places { cgroup, memory: PathBuf::from("/proc/meminfo"), disks, writable }
+    }
+
+    /// Prepares a running container for a pause of the machine; without one there is nothing to prepare. Says whether all
+    /// of its processes stand still.
+    ///
+    /// # Errors
+    /// When they cannot be stopped.
+    pub async fn freeze(&self) -> io::Result<bool> {
+        match self.running() {
+            Ok(running) => pause::begin(&running.cgroup).await,
+            Err(_) => Ok(true),
+        }
+    }
+
+    /// Lets the processes of a container go on that were stopped for a pause.
+    ///
+    /// # Errors
+    /// When they cannot be let go on.
+    pub fn thaw(&self) -> io::Result<()> {
+        match self.running() {
+            Ok(running) => pause::end(&running.cgroup),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Starts a reserved execution and follows it to its end.

@@ -13,6 +13,7 @@
 //!   execution    one process with its output, input, terminal and end
 //!   events       what happens, for those who asked to be told
 //!   stats        what machine and container use
+//!   pause        what is done before and after the virtual CPUs stand still
 //!   shutdown     the orderly end
 //!   descriptor   registration with the runtime
 //!   console      a few lines for the log
@@ -31,6 +32,7 @@ pub mod descriptor;
 pub mod disks;
 pub mod events;
 pub mod execution;
+pub mod pause;
 pub mod portal;
 pub mod process;
 pub mod shutdown;

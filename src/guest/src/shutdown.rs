@@ -131,6 +131,10 @@ impl Shutdown {
 }
 
 async fn end(agent: &Agent, mut plan: watch::Receiver<Plan>) -> Option<Exit> {
+    // Out of a pause, too: what stands still takes no signal.
+    if let Err(error) = agent.thaw() {
+        console::line(format_args!("cannot let the container go on: {error}"));
+    }
     let main = agent.close().await;
     // Whoever starts a box to read its output may come after the end of a short command. A box that is stopped from
     // outside waits for nobody who has not come.

@@ -6,8 +6,9 @@ use std::thread;
 
 use boxlite_portal::v1::guest_server::Guest;
 use boxlite_portal::v1::{
-    EventsRequest, GuestEvent, InitRequest, InitResponse, PingRequest, PingResponse, SetClockRequest,
-    SetClockResponse, ShutdownRequest, ShutdownResponse, StatsRequest, StatsResponse,
+    EventsRequest, FreezeRequest, FreezeResponse, GuestEvent, InitRequest, InitResponse, PingRequest,
+    PingResponse, SetClockRequest, SetClockResponse, ShutdownRequest, ShutdownResponse, StatsRequest,
+    StatsResponse, ThawRequest, ThawResponse,
 };
 use nix::errno::Errno;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -71,15 +72,28 @@ impl Guest for Service {
         Ok(Response::new(ShutdownResponse { main }))
     }
 
+    async fn freeze(&self, _: Request<FreezeRequest>) -> Result<Response<FreezeResponse>, Status> {
+        let frozen = self.agent.freeze().await;
+        let frozen =
+            frozen.map_err(|error| Status::internal(format!("cannot stop the container: {error}")))?;
+        Ok(Response::new(FreezeResponse { frozen }))
+    }
+
+    async fn thaw(&self, request: Request<ThawRequest>) -> Result<Response<ThawResponse>, Status> {
+        let ThawRequest { unix_time_nanos } = request.into_inner();
+        // The clock first: nothing of the container sees the wrong time. Also with a wrong one it goes on.
+        let compared = set_clock(unix_time_nanos);
+        let thawed = self.agent.thaw();
+        thawed.map_err(|error| Status::internal(format!("cannot let the container go on: {error}")))?;
+        let Compared { ahead, set } = compared?;
+        Ok(Response::new(ThawResponse { ahead_nanos: ahead, set }))
+    }
+
     async fn set_clock(
         &self,
         request: Request<SetClockRequest>,
     ) -> Result<Response<SetClockResponse>, Status> {
-        let SetClockRequest { unix_time_nanos } = request.into_inner();
-        if unix_time_nanos == 0 {
-            return Err(invalid("the time is missing"));
-        }
-        let Compared { ahead, set } = clock::adjust(unix_time_nanos).map_err(no_clock)?;
+        let Compared { ahead, set } = set_clock(request.into_inner().unix_time_nanos)?;
         Ok(Response::new(SetClockResponse { ahead_nanos: ahead, set }))
     }
 
@@ -115,13 +129,23 @@ impl Guest for Service {
     }
 }
 
+fn set_clock(unix_nanos: u64) -> Result<Compared, Status> {
+    if unix_nanos == 0 {
+        return Err(invalid("the time is missing"));
+    }
+    clock::adjust(unix_nanos).map_err(no_clock)
+}
+
 fn prepare(agent: &Agent, request: &InitRequest) -> Result<Response<InitResponse>, Status> {
+    // At once, since the time is that of the asking; a disk may take long. Told only when the disks have been seen to.
+    let clock = match request.unix_time_nanos {
+        0 => Ok(()),
+        nanos => clock::set(nanos).map_err(no_clock),
+    };
     let result = prepare_disks(agent, request);
     let done = agent.machine_prepared(request.hostname.clone(), result);
     done.map_err(|error| Status::internal(console::chain(&error)))?;
-    if request.unix_time_nanos != 0 {
-        clock::set(request.unix_time_nanos).map_err(no_clock)?;
-    }
+    clock?;
     nix::unistd::sethostname(&request.hostname)
         .map_err(|errno| Status::internal(format!("cannot set the host name: {errno}")))?;
     let kernel = nix::sys::utsname::uname().map_err(|errno| Status::internal(errno.to_string()))?;

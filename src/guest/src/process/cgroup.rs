@@ -62,6 +62,23 @@ impl Cgroup {
         &self.path
     }
 
+    /// Has every process in it and below stand still, or go on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Whether every process in it and below stands still.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_frozen(&self) -> io::Result<bool> {
+        let events = fs::read_to_string(self.path.join("cgroup.events"))?;
+        Ok(events.lines().any(|line| line == "frozen 1"))
+    }
+
     /// Kills every process in it and below, those that are being forked too.
     ///
     /// # Errors

@@ -56,6 +56,32 @@ pub struct ShutdownResponse {
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FreezeRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FreezeResponse {
+    /// Whether all processes of the container stand still. One that waits for a disk may take longer.
+    #[prost(bool, tag = "1")]
+    pub frozen: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ThawRequest {
+    /// Wall clock at the host, nanoseconds since the Unix epoch; not 0.
+    #[prost(uint64, tag = "1")]
+    pub unix_time_nanos: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ThawResponse {
+    /// As in SetClockResponse.
+    #[prost(int64, tag = "1")]
+    pub ahead_nanos: i64,
+    #[prost(bool, tag = "2")]
+    pub set: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetClockRequest {
     /// Wall clock at the host, nanoseconds since the Unix epoch; not 0.
     #[prost(uint64, tag = "1")]
@@ -740,8 +766,54 @@ pub mod guest_client {
                 .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Shutdown"));
             self.inner.unary(req, path, codec).await
         }
-        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after a pause, after the host has
-        /// slept, and from time to time.
+        /// Since version 2. Prepares the machine for a pause of its virtual CPUs. The clock goes on meanwhile, and whoever was
+        /// running when it began has used all of that time as the kernel sees it, and has to wait as long afterwards. So no
+        /// process of the container runs from this answer on, until Thaw or Shutdown.
+        pub async fn freeze(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FreezeRequest>,
+        ) -> std::result::Result<tonic::Response<super::FreezeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Guest/Freeze",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Freeze"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Since version 2. Ends a pause: sets the wall clock as SetClock does, and lets the container go on.
+        pub async fn thaw(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ThawRequest>,
+        ) -> std::result::Result<tonic::Response<super::ThawResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Guest/Thaw",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Guest", "Thaw"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after the host has slept, and from
+        /// time to time.
         pub async fn set_clock(
             &mut self,
             request: impl tonic::IntoRequest<super::SetClockRequest>,
@@ -849,8 +921,20 @@ pub mod guest_server {
             tonic::Response<super::ShutdownResponse>,
             tonic::Status,
         >;
-        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after a pause, after the host has
-        /// slept, and from time to time.
+        /// Since version 2. Prepares the machine for a pause of its virtual CPUs. The clock goes on meanwhile, and whoever was
+        /// running when it began has used all of that time as the kernel sees it, and has to wait as long afterwards. So no
+        /// process of the container runs from this answer on, until Thaw or Shutdown.
+        async fn freeze(
+            &self,
+            request: tonic::Request<super::FreezeRequest>,
+        ) -> std::result::Result<tonic::Response<super::FreezeResponse>, tonic::Status>;
+        /// Since version 2. Ends a pause: sets the wall clock as SetClock does, and lets the container go on.
+        async fn thaw(
+            &self,
+            request: tonic::Request<super::ThawRequest>,
+        ) -> std::result::Result<tonic::Response<super::ThawResponse>, tonic::Status>;
+        /// Since version 2. Sets the wall clock, if it is off by more than a few milliseconds: after the host has slept, and from
+        /// time to time.
         async fn set_clock(
             &self,
             request: tonic::Request<super::SetClockRequest>,
@@ -1067,6 +1151,92 @@ pub mod guest_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ShutdownSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Guest/Freeze" => {
+                    #[allow(non_camel_case_types)]
+                    struct FreezeSvc<T: Guest>(pub Arc<T>);
+                    impl<T: Guest> tonic::server::UnaryService<super::FreezeRequest>
+                    for FreezeSvc<T> {
+                        type Response = super::FreezeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FreezeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::freeze(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FreezeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Guest/Thaw" => {
+                    #[allow(non_camel_case_types)]
+                    struct ThawSvc<T: Guest>(pub Arc<T>);
+                    impl<T: Guest> tonic::server::UnaryService<super::ThawRequest>
+                    for ThawSvc<T> {
+                        type Response = super::ThawResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ThawRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Guest>::thaw(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ThawSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

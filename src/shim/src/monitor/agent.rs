@@ -103,6 +103,20 @@ pub(super) async fn signal_main(portal: &Portal, signal: u32, all: bool) -> Resu
     portal.execution().signal(signal).await.map(drop).map_err(|status| words(&status))
 }
 
+/// Has the guest prepare for a pause of its virtual CPUs.
+pub(super) async fn freeze(portal: &Portal) -> Result<(), Vec<String>> {
+    let answer = portal.guest().freeze(v1::FreezeRequest {}).await.map_err(|status| words(&status))?;
+    if answer.into_inner().frozen { Ok(()) } else { Err(vec!["some of its processes go on".to_owned()]) }
+}
+
+/// Tells the guest that a pause is over, and what time it is.
+pub(super) async fn thaw(portal: &Portal) -> Result<(), Vec<String>> {
+    let request = v1::ThawRequest { unix_time_nanos: unix_nanos() };
+    let answer = portal.guest().thaw(request).await.map_err(|status| words(&status))?.into_inner();
+    tracing::info!(ahead_nanos = answer.ahead_nanos, set = answer.set, "the guest goes on");
+    Ok(())
+}
+
 /// Tells the guest what time it is.
 pub(super) async fn set_clock(portal: &Portal) -> Result<(), Vec<String>> {
     let request = v1::SetClockRequest { unix_time_nanos: unix_nanos() };

@@ -32,6 +32,8 @@ use crate::engine::{self, Host};
 const NEWS: usize = 64;
 /// How long a guest may take to say what it uses, or to pass a signal on.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take to prepare for a pause: orders wait meanwhile.
+const PREPARE: Duration = Duration::from_secs(1);
 
 /// What is told of a running box without a change of its phase.
 #[derive(Debug)]
@@ -160,7 +162,7 @@ impl Driver<'_, '_> {
                 }
                 _ = looks.tick() => {
                     if host_clock.look() && self.phase() == Phase::Running {
-                        self.calls.set_clock(false);
+                        self.calls.set_clock();
                     }
                     continue;
                 }
@@ -285,6 +287,14 @@ impl Driver<'_, '_> {
     async fn pause(&mut self, reply: Reply) -> Option<Event> {
         // Nothing that the machine would have to answer may be under way: it cannot.
         self.calls.stop_asking();
+        // A guest that does not prepare for it is paused all the same: what it does not do harms itself alone.
+        match timeout(PREPARE, self.calls.freeze()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(causes)) => {
+                tracing::warn!(causes = causes.join(": "), "the guest is not prepared for a pause")
+            }
+            Err(_) => tracing::warn!("the guest does not prepare for a pause"),
+        }
         match self.vmm.freeze().await {
             Ok(()) => {
                 self.life.teller.tell(EventKind::Paused);
@@ -293,6 +303,7 @@ impl Driver<'_, '_> {
             }
             Err(error) => {
                 self.vmm.thaw();
+                self.calls.thaw();
                 self.ask_again();
                 reply.send(Answer::Failed(format!("its virtual CPUs do not stand still: {error}")));
                 None
@@ -360,7 +371,7 @@ impl Driver<'_, '_> {
                 step::reached("monitor", "paused");
             }
             Action::Thaw => self.vmm.thaw(),
-            Action::SetClock => self.calls.set_clock(true),
+            Action::ThawGuest => self.calls.thaw(),
             Action::PublishResumed => {
                 self.life.teller.tell(EventKind::Resumed);
                 self.idle_since = self.idle_since.map(|_| Instant::now());
@@ -556,8 +567,30 @@ impl Calls {
         }
     }
 
-    /// `told`: the machine waits for the answer.
-    fn set_clock(&mut self, told: bool) {
+    /// Has a guest prepare for a pause.
+    async fn freeze(&self) -> Result<(), Vec<String>> {
+        match self.portal.get() {
+            Some(portal) => agent::freeze(portal).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a guest go on after a pause.
+    fn thaw(&mut self) {
+        let Some(portal) = self.portal.get().cloned() else { return };
+        self.spawn(async move {
+            match timeout(ANSWER, agent::thaw(&portal)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(causes)) => {
+                    tracing::warn!(causes = causes.join(": "), "the guest does not go on well")
+                }
+                Err(_) => tracing::warn!("the guest does not say whether it goes on"),
+            }
+            Some(Event::Thawed)
+        });
+    }
+
+    fn set_clock(&mut self) {
         let Some(portal) = self.portal.get().cloned() else { return };
         self.spawn(async move {
             match timeout(ANSWER, agent::set_clock(&portal)).await {
@@ -567,7 +600,7 @@ impl Calls {
                 }
                 Err(_) => tracing::warn!("the guest does not say whether it has set its clock"),
             }
-            told.then_some(Event::ClockSet)
+            None
         });
     }
 

@@ -4,7 +4,7 @@
 //!                                         Frozen            Resume
 //!                                       ┌───────▶ Paused ──────────┐
 //!                                       │            │             ▼
-//!             Ready        Started      │  ClockSet, Deadline   Resuming
+//!             Ready        Started      │  Thawed, Deadline    Resuming
 //!   Booting ─────────▶ Starting ─────▶ Running ◀───────────────────┤
 //!      │                   │              │                        │
 //!      │                   │              │ MainEnded, Stop (from Paused and Resuming, too)
@@ -89,8 +89,8 @@ pub(super) enum Event {
     Frozen,
     /// Somebody wants them to go on.
     Resume,
-    /// The guest's clock has been set, or the attempt has failed.
-    ClockSet,
+    /// The guest has set its clock and goes on, or the attempt has failed.
+    Thawed,
     /// The agent does not answer any more.
     PortalLost(Vec<String>),
     /// Somebody wants the box to end.
@@ -125,8 +125,8 @@ pub(super) enum Action {
     PublishPaused,
     /// Let the virtual CPUs go on.
     Thaw,
-    /// Tell the guest the time. Answered by `ClockSet`.
-    SetClock,
+    /// Tell the guest the time, and let its container go on. Answered by `Thawed`.
+    ThawGuest,
     /// Publish that the box is stopping.
     PublishStopping,
     /// Ask the agent to end the box. Answered by `ShutDown` or `ShutDownFailed`.
@@ -268,7 +268,7 @@ impl Machine {
     fn paused(&self, event: Event, now: Duration) -> (Phase, Vec<Action>) {
         match event {
             Event::Resume => {
-                (Phase::Resuming { deadline: now + RESUME }, vec![Action::Thaw, Action::SetClock])
+                (Phase::Resuming { deadline: now + RESUME }, vec![Action::Thaw, Action::ThawGuest])
             }
             Event::VmmGone(causes) => finish(Verdict::Failed(lost(causes, "while the box was paused"))),
             // What was under way when the machine was stopped counts, and what ends it lets it go on to its end.
@@ -283,7 +283,7 @@ impl Machine {
 
     fn resuming(&self, deadline: Duration, event: Event, now: Duration) -> (Phase, Vec<Action>) {
         match event {
-            Event::ClockSet => (Phase::Running, vec![Action::PublishResumed]),
+            Event::Thawed => (Phase::Running, vec![Action::PublishResumed]),
             Event::Deadline if now >= deadline => (Phase::Running, vec![Action::PublishResumed]),
             Event::Frozen | Event::Resume | Event::Deadline => (Phase::Resuming { deadline }, Vec::new()),
             event => match self.running(event, now) {

@@ -227,9 +227,9 @@ fn a_box_is_paused_and_goes_on_once_its_clock_is_right() {
     let mut machine = running();
     assert_eq!(machine.next(Event::Frozen, 3 * SECOND), [Action::PublishPaused]);
     assert_eq!(machine.deadline(), None, "a pause has no end of its own");
-    assert_eq!(machine.next(Event::Resume, 9 * SECOND), [Action::Thaw, Action::SetClock]);
-    assert_eq!(machine.next(Event::ClockSet, 10 * SECOND), [Action::PublishResumed]);
-    assert_eq!(machine.next(Event::ClockSet, 10 * SECOND), []);
+    assert_eq!(machine.next(Event::Resume, 9 * SECOND), [Action::Thaw, Action::ThawGuest]);
+    assert_eq!(machine.next(Event::Thawed, 10 * SECOND), [Action::PublishResumed]);
+    assert_eq!(machine.next(Event::Thawed, 10 * SECOND), []);
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::VmmGone(vec!["gone".into()])),
         Just(Event::Frozen),
         Just(Event::Resume),
-        Just(Event::ClockSet),
+        Just(Event::Thawed),
         Just(Event::Deadline),
     ]
 }
@@ -324,7 +324,7 @@ proptest! {
             match action {
                 Action::PublishPaused => frozen = true,
                 Action::Thaw => frozen = false,
-                Action::ShutDown { .. } | Action::KillMain | Action::SetClock | Action::PublishResumed => {
+                Action::ShutDown { .. } | Action::KillMain | Action::ThawGuest | Action::PublishResumed => {
                     prop_assert!(!frozen, "{:?}", done);
                 }
                 _ => {}
