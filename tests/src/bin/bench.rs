@@ -20,6 +20,11 @@ const BOOTS: usize = 7;
 const EXECS: usize = 200;
 const STREAM: u64 = 128 << 20;
 const STARTS: usize = 20;
+const STOPPED: usize = 500;
+const PAUSES: usize = 10;
+/// How long an idle box is watched, and how long it may take to become one.
+const IDLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<()> {
     let story = Story::with_busybox();
@@ -30,6 +35,7 @@ fn main() -> Result<()> {
     let mut table = Table::default();
     start_up(&story, &mut table)?;
     boot(&story, &mut table)?;
+    lives(&story, &mut table)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(running_box(&story, &mut table))?;
     table.print();
@@ -138,6 +144,79 @@ fn boot(story: &Story, table: &mut Table) -> Result<()> {
     }
     table.ratio("run --rm busybox true, start to exit", median(runs), median(floors), "ms", 1.6, true);
     Ok(())
+}
+
+/// What boxes cost that outlive their commands: one that is started again, one that idles, many that have stopped.
+fn lives(story: &Story, table: &mut Table) -> Result<()> {
+    let cli = |args: &[&str]| -> Result<Duration> {
+        let start = Instant::now();
+        let output = Process::new(program("BOXLITE_CLI"))
+            .args(args)
+            .env("BOXLITE_HOME", story.home())
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(start.elapsed())
+    };
+    cli(&["create", "--name", "kept", "busybox", "sleep", "100000"])?;
+    let (mut starts, mut runs) = (Vec::new(), Vec::new());
+    for _ in 0..BOOTS {
+        starts.push(ms(cli(&["start", "kept"])?));
+        cli(&["kill", "kept"])?;
+        runs.push(ms(cli(&["run", "-d", "--name", "new", "busybox", "sleep", "100000"])?));
+        cli(&["rm", "-f", "new"])?;
+    }
+    table.ratio("start of a stopped box, to run -d", median(starts), median(runs), "ms", 1.05, true);
+
+    cli(&["start", "kept"])?;
+    let (mut monitor, mut machine) = (None, Vec::new());
+    for (pid, line) in story.processes() {
+        if line.ends_with("boxlite-shim monitor ") {
+            monitor = Some(pid);
+        } else {
+            machine.push(pid);
+        }
+    }
+    let monitor = monitor.context("a monitor")?;
+    // What starting leaves to do is done by then.
+    std::thread::sleep(SETTLE);
+    let before = (cpu(&[monitor])?, cpu(&machine)?);
+    std::thread::sleep(IDLE);
+    let after = (cpu(&[monitor])?, cpu(&machine)?);
+    let percent = |used: Duration| used.as_secs_f64() / IDLE.as_secs_f64() * 100.0;
+    let (ours, theirs) = (percent(after.0 - before.0), percent(after.1 - before.1));
+    table.limit("an idle box: CPU of its monitor", ours, None, "%", 0.5);
+    table.limit("an idle box: CPU of monitor and machine", ours + theirs, None, "%", 0.5);
+    table.limit("private memory of a monitor", private_mib(monitor)?, None, "MiB", 6.0);
+    let pauses = (0..PAUSES).map(|_| {
+        let pause = cli(&["pause", "kept"])?;
+        cli(&["unpause", "kept"])?;
+        Ok(ms(pause))
+    });
+    table.note("pause of a box", format!("{:.1} ms", median(pauses.collect::<Result<_>>()?)), String::new());
+    cli(&["rm", "-f", "kept"])?;
+
+    let mut creations = Vec::new();
+    for _ in 0..STOPPED {
+        creations.push(ms(cli(&["create", "busybox", "true"])?));
+    }
+    table.limit("create of a box, as a command", median(creations), None, "ms", 15.0);
+    let listings: Result<Vec<f64>> = (0..STARTS).map(|_| Ok(ms(cli(&["ps", "-a"])?))).collect();
+    table.limit("ps -a with 500 stopped boxes", median(listings?), None, "ms", 50.0);
+    cli(&["system", "prune", "-f"])?;
+    Ok(())
+}
+
+/// CPU time that processes have used.
+fn cpu(pids: &[i32]) -> Result<Duration> {
+    let mut ticks = 0;
+    for pid in pids {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, fields) = stat.rsplit_once(')').context("a name")?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    }
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 async fn running_box(story: &Story, table: &mut Table) -> Result<()> {
