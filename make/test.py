@@ -30,9 +30,9 @@ TOP = Path(__file__).resolve().parent.parent
 # The targets of boxlite-tests that boot nothing. All others are VM tests.
 WITHOUT_VM = {"architecture"}
 
-# Tests that the krun lane need not repeat: of the vsock device, where libkrun brings its own, and of images, which are
-# disks before any engine is asked.
-QEMU_ALONE = {"vsock", "images", "image_faults", "image_policy"}
+# Tests that the krun lane need not repeat: of the vsock device, where libkrun brings its own; of images and of the store,
+# which no engine is asked about; and those that boot a hundred boxes to try the host's side of their lives.
+QEMU_ALONE = {"vsock", "images", "image_faults", "image_policy", "power", "fault_steps", "together"}
 
 UNIT_SECONDS = 600
 VM_TEST_SECONDS = int(os.environ.get("BOXLITE_TEST_SECONDS", "180"))

@@ -2,6 +2,8 @@
 //!
 //! * [`story`]: a home folder, real boxes, and the proof that nothing is left over.
 //! * [`steps`]: holds the processes of boxes at named steps.
+//! * [`cut`]: cuts a program off between two changes of its files.
+//! * [`durable`]: what a loss of power leaves of such changes.
 //! * [`layout`]: images made on the spot.
 //! * [`disk`]: what the disk of an image holds.
 //! * [`raw`]: a bare machine with the vsock device.
@@ -12,7 +14,9 @@
 
 #![allow(clippy::print_stderr, reason = "what happened in a failed test is told on standard error")]
 
+pub mod cut;
 pub mod disk;
+pub mod durable;
 pub mod http;
 pub mod layout;
 pub mod proxy;

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -153,8 +153,5 @@ fn meet(stream: UnixStream, plan: &Mutex<Plan>) {
 
 /// Waits for a process that is held; `None` when none comes within the limit.
 pub fn wait(held: &Receiver<Held>, limit: Duration) -> Option<Held> {
-    match held.recv_timeout(limit) {
-        Ok(held) => Some(held),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    held.recv_timeout(limit).ok()
 }

@@ -165,6 +165,7 @@ fn check(story: &Story, steps: &Steps, number: usize, what: &str) {
     assert_eq!(rows, "", "{what}");
 }
 
+#[allow(clippy::print_stdout, reason = "how many pairs were tried is what the test is asked to tell")]
 fn every_pair(operation: Operation, victims: &[Role]) {
     let steps = steps_of(operation);
     assert!(!steps.is_empty(), "{operation:?} has no steps");

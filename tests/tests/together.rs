@@ -71,6 +71,7 @@ async fn operate(runtime: &BoxliteRuntime, dice: &mut Dice) -> Result<Option<Str
     Ok(None)
 }
 
+#[allow(clippy::print_stdout, reason = "what a worker does is told to the test on its standard output")]
 fn work(seed: u64) {
     let home = std::env::var_os(HOME).unwrap();
     // The harness has begun a line.

@@ -92,8 +92,9 @@ impl RuntimeInner {
                 Ok(record)
             }
             Err(error) => {
+                let trash = self.home.trash(&id);
                 for folder in [&draft, self.home.files(&id).folder()] {
-                    if let Err(cleanup) = fs::remove_dir_all(folder)
+                    if let Err(cleanup) = fs::rename(folder, &trash).and_then(|()| fs::remove_dir_all(&trash))
                         && cleanup.kind() != std::io::ErrorKind::NotFound
                     {
                         tracing::warn!(error = %cleanup, folder = %folder.display(), "cannot remove a draft");

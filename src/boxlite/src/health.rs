@@ -185,10 +185,8 @@ mod tests {
     use super::*;
 
     fn image(test: &[&str]) -> ImageHealthCheck {
-        let mut check = ImageHealthCheck::default();
-        check.test = test.iter().map(|word| (*word).to_owned()).collect();
-        check.interval_nanos = 7_000_000_000;
-        check
+        let test = test.iter().map(|word| (*word).to_owned()).collect();
+        ImageHealthCheck { test, interval_nanos: 7_000_000_000, ..Default::default() }
     }
 
     #[test]

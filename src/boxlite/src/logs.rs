@@ -203,14 +203,14 @@ impl Files {
 
     fn next(&mut self) -> io::Result<Option<OutputRecord>> {
         if let Some(older) = &mut self.older {
-            if let Some(record) = older.next()? {
+            if let Some(record) = older.read()? {
                 return Ok(Some(record));
             }
             self.older = None;
         }
         loop {
             if let Some((reader, _)) = &mut self.current
-                && let Some(record) = reader.next()?
+                && let Some(record) = reader.read()?
             {
                 return Ok(Some(record));
             }
@@ -218,7 +218,7 @@ impl Files {
             match (&mut self.current, &there) {
                 (Some((reader, identity)), Some((_, new))) if new != identity => {
                     // It was moved aside, and has all its records now, those too that came after the last look.
-                    if let Some(record) = reader.next()? {
+                    if let Some(record) = reader.read()? {
                         return Ok(Some(record));
                     }
                 }

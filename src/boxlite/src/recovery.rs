@@ -270,7 +270,14 @@ fn recover_draft(entry: &Path) -> Result<()> {
     }
     match FileLock::attempt_existing(&BoxFiles::new(entry).owner())? {
         // Held until the folder is away: its maker, should it come late, fails and starts anew.
-        Held::ByUs(_owner) => delete(entry),
+        Held::ByUs(_owner) => {
+            let trash = entry.with_file_name(name.replacen(DRAFT, TRASH, 1));
+            match fs::rename(entry, &trash) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(storage(format!("cannot remove {}", entry.display()), e)),
+                Ok(()) => delete(&trash),
+            }
+        }
         Held::ByAnother => Ok(()),
         // Made a moment ago or abandoned before anything was in it: an empty folder goes, any other stays.
         Held::Gone => match fs::remove_dir(entry) {

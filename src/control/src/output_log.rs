@@ -167,7 +167,7 @@ impl OutputReader {
     ///
     /// # Errors
     /// When the file cannot be read, or is no log.
-    pub fn next(&mut self) -> io::Result<Option<OutputRecord>> {
+    pub fn read(&mut self) -> io::Result<Option<OutputRecord>> {
         let size = self.file.metadata()?.len();
         if self.at == 0 {
             if size < MAGIC.len() as u64 {
@@ -217,7 +217,7 @@ mod tests {
 
     fn all(path: &Path) -> Vec<OutputRecord> {
         let mut reader = OutputReader::new(File::open(path).unwrap());
-        std::iter::from_fn(|| reader.next().unwrap()).collect()
+        std::iter::from_fn(|| reader.read().unwrap()).collect()
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
         }
         assert!(rotated(&path).exists());
         let kept: Vec<u64> =
-            std::iter::from_fn(|| reader.next().unwrap()).map(|r| r.time_unix_nanos).collect();
+            std::iter::from_fn(|| reader.read().unwrap()).map(|r| r.time_unix_nanos).collect();
         assert_eq!(kept, [0, 1], "33 bytes each, behind 8");
         assert_eq!(all(&path).last(), Some(&record(9, &[b'x'; 20])));
     }
@@ -262,7 +262,7 @@ mod tests {
         let path = folder.path().join("output.log");
         let header = [&MAGIC[..], &[1; 9], &u32::MAX.to_be_bytes()].concat();
         fs::write(&path, header).unwrap();
-        assert!(OutputReader::new(File::open(&path).unwrap()).next().is_err());
+        assert!(OutputReader::new(File::open(&path).unwrap()).read().is_err());
     }
 
     proptest! {
@@ -273,12 +273,12 @@ mod tests {
             let bytes = if with_magic { [&MAGIC[..], &bytes].concat() } else { bytes };
             fs::write(&path, bytes).unwrap();
             let mut reader = OutputReader::new(File::open(&path).unwrap());
-            while let Ok(Some(_)) = reader.next() {}
+            while let Ok(Some(_)) = reader.read() {}
             let written = record(1, b"after");
             OutputLog::open(&path).unwrap().write(&written).unwrap();
             let last = std::iter::from_fn({
                 let mut reader = OutputReader::new(File::open(&path).unwrap());
-                move || reader.next().unwrap()
+                move || reader.read().unwrap()
             }).last();
             prop_assert_eq!(last, Some(written));
         }

@@ -15,8 +15,11 @@ use crate::template::Template;
 /// Columns of a command that are shown in a table.
 const COMMAND: usize = 30;
 
-/// The keys that filters have, and whether a box fits a value.
-const FILTERS: &[(&str, fn(&BoxInfo, &str) -> bool)] = &[
+/// Whether a box fits the value of a filter.
+type Fits = fn(&BoxInfo, &str) -> bool;
+
+/// The keys that filters have.
+const FILTERS: &[(&str, Fits)] = &[
     ("id", |info, value| info.id.starts_with(value)),
     ("name", |info, value| info.name.as_ref().is_some_and(|name| name.contains(value))),
     ("label", |info, value| match value.split_once('=') {
