@@ -595,7 +595,8 @@ mod tests {
         fs::create_dir(home.join("a")).unwrap();
         let file = File::create(home.join("a/x")).unwrap();
         (&file).write_all(b"12").unwrap();
-        (&file).write_vectored(&[io::IoSlice::new(b"34"), io::IoSlice::new(b"5")]).unwrap();
+        let written = (&file).write_vectored(&[io::IoSlice::new(b"34"), io::IoSlice::new(b"5")]);
+        assert_eq!(written.unwrap(), 3);
         file.write_all_at(b"6", 7).unwrap();
         file.set_len(6).unwrap();
         file.sync_data().unwrap();

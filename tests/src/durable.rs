@@ -450,7 +450,10 @@ mod tests {
     fn a_file_that_was_cut_off_has_its_end_until_it_is_synced() {
         let cut = Change::Resize { path: "a".into(), length: 2 };
         let before = [("a", file("1234"))];
-        assert_eq!(disk(before.clone(), &[cut.clone()]).after(Loss::Everything), tree(before.clone()));
+        assert_eq!(
+            disk(before.clone(), std::slice::from_ref(&cut)).after(Loss::Everything),
+            tree(before.clone())
+        );
         assert_eq!(disk(before, &[cut, sync("a")]).after(Loss::Everything), tree([("a", file("12"))]));
     }
 
