@@ -41,7 +41,7 @@ pub(crate) struct BoxArgs {
     /// Set a label; may be given several times
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub(crate) label: Vec<String>,
-    /// When to run it again: no, on-failure[:N], always or unless-stopped
+    /// When to run it again: no, on-failure, on-failure:N, always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no")]
     pub(crate) restart: RestartPolicy,
     /// Stop the box when nothing is done in it for this long, such as 10m; a command that is to run in it starts it again
@@ -237,7 +237,7 @@ pub(crate) struct UpdateArgs {
     /// Memory, such as 512m or 2g, from the next start on
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
-    /// When to run it again: no, on-failure[:N], always or unless-stopped
+    /// When to run it again: no, on-failure, on-failure:N, always or unless-stopped
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<RestartPolicy>,
     /// Set a label

@@ -204,7 +204,7 @@ pub struct StatusUpdate {
 /// box's lock belongs to a monitor that was killed: whoever finds it and gets the lock writes down how the box ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusFile {
-    /// [`VERSION`](crate::VERSION) of the writer.
+    /// [`VERSION`] of the writer.
     pub version: u32,
     /// Process id of the writer, for people: nothing is ever sent to it.
     pub monitor_pid: u32,
@@ -335,7 +335,7 @@ pub enum Response {
 /// What `boxlite-shim probe` prints: one JSON document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeReport {
-    /// [`VERSION`](crate::VERSION) of the shim.
+    /// [`VERSION`] of the shim.
     pub version: u32,
     /// What `auto` would choose.
     pub chosen: Option<EngineChoice>,
