@@ -290,6 +290,7 @@ pub(crate) fn failure(id: &str, record: boxlite_control::ErrorRecord) -> Error {
         Kind::Container => (ErrorKind::Execution, Some(StartFailure::Other)),
         Kind::Engine | Kind::Boot | Kind::VmmLost => (ErrorKind::Engine, None),
         Kind::AlreadyRunning => (ErrorKind::InvalidState, None),
+        Kind::Removed => (ErrorKind::NotFound, None),
         _ => (ErrorKind::Internal, None),
     };
     let mut error = Error::new(kind, format!("box {id} failed")).with_details(record.console_tail);

@@ -227,12 +227,19 @@ async fn request(files: &BoxFiles, request: &Request) -> Result<Option<UnixStrea
         };
         let mut connection = match UnixStream::connect(path.path()).await {
             Ok(connection) => connection,
-            Err(e) if matches!(e.kind(), Io::NotFound | Io::ConnectionRefused) => return Ok(None),
+            // Or its monitor has closed the socket by the time that we look at the connection.
+            Err(e) if matches!(e.kind(), Io::NotFound | Io::ConnectionRefused | Io::ConnectionReset) => {
+                return Ok(None);
+            }
             Err(e) => return Err(failed(e)),
         };
-        let sent = frame::send(&mut connection, request).await;
-        sent.map_err(|e| Error::new(ErrorKind::Engine, "the monitor did not take a request").with_source(e))?;
-        Ok(Some(connection))
+        match frame::send(&mut connection, request).await {
+            Ok(()) => Ok(Some(connection)),
+            Err(error) if error.is_hang_up() => Ok(None),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Engine, "the monitor did not take a request").with_source(error))
+            }
+        }
     };
     let late = |_| failed(std::io::Error::from(Io::TimedOut));
     tokio::time::timeout(CONTROL_DEADLINE, talk).await.map_err(late)?
@@ -264,9 +271,10 @@ pub(crate) async fn ask(files: &BoxFiles, asked: &Request, limit: Duration) -> R
     let lost = |why: &str| Err(Error::new(ErrorKind::Engine, format!("the monitor of the box {why}")));
     match tokio::time::timeout(limit, frame::receive::<Response, _>(&mut connection)).await {
         Err(_) => lost(&format!("did not answer within {limit:?}")),
-        Ok(Err(error)) => lost("broke its answer off").map_err(|outer: Error| outer.with_source(error)),
         // It has ended between the two.
         Ok(Ok(None)) => Ok(None),
+        Ok(Err(error)) if error.is_hang_up() => Ok(None),
+        Ok(Err(error)) => lost("broke its answer off").map_err(|outer: Error| outer.with_source(error)),
         Ok(Ok(Some(response))) => Ok(Some(response)),
     }
 }
@@ -411,6 +419,27 @@ mod tests {
         let (_folder, files) = with_state(running());
         drop(UnixListener::bind(files.control_socket()).unwrap());
         assert!(matches!(observe(&files).unwrap(), Observed::Crashed(_)));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_monitor_ends_before_it_takes_it_finds_no_monitor() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = BoxFiles::new(folder.path());
+        // It is closed while the client connects, sends or waits for the answer: all of that time the client is in the
+        // listener's queue.
+        for steps in 0..10 {
+            let listener = UnixListener::bind(files.control_socket()).unwrap();
+            let asked = ask(&files, &Request::Stats, CONTROL_DEADLINE);
+            let closed = async {
+                for _ in 0..steps {
+                    tokio::task::yield_now().await;
+                }
+                drop(listener);
+            };
+            let (answer, ()) = tokio::join!(asked, closed);
+            assert_eq!(answer.unwrap(), None, "{steps} steps");
+            fs::remove_file(files.control_socket()).unwrap();
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::error::{ErrorKind, Result, storage};
 use crate::image::Pruned;
 use crate::runtime::{BoxliteRuntime, RuntimeInner, blocking};
+use crate::store;
 
 /// What a home folder takes on the disk, in bytes of allocated blocks, folders included: as `du` counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -120,6 +121,8 @@ impl RuntimeInner {
             reclaimable_bytes: images.reclaimable_bytes,
         };
         usage.cache_bytes = take(&self.home.cache())?;
+        // Memory that those share who have the database open, this process among them. It goes with the last of them.
+        take(&self.home.root().join(store::SHARED_MEMORY))?;
         usage.other_bytes = take(self.home.root())?;
         Ok(usage)
     }

@@ -22,6 +22,14 @@ pub enum FrameError {
     Json(#[from] serde_json::Error),
 }
 
+impl FrameError {
+    /// The other end has gone. A connection that nobody had accepted when its listener was closed ends so, too.
+    pub fn is_hang_up(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+        matches!(self, Self::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset))
+    }
+}
+
 /// The bytes of one frame.
 ///
 /// # Errors

@@ -182,6 +182,8 @@ pub enum FailureKind {
     VmmLost,
     /// Another monitor has the box.
     AlreadyRunning,
+    /// The box was removed before a monitor had it.
+    Removed,
     /// A fault of the host or of this program.
     Internal,
 }

@@ -13,16 +13,20 @@ mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 pub(crate) use error::StoreError;
 
 /// The file in the home folder.
 pub(crate) const FILE: &str = "boxlite.db";
+/// The index of its log, beside it for as long as it is open: a file that stands for memory.
+pub(crate) const SHARED_MEMORY: &str = "boxlite.db-shm";
 /// How long a writer waits for others. Each of them takes milliseconds.
 const BUSY: Duration = Duration::from_secs(30);
+/// How long one who cannot wait in SQLite sleeps before the next attempt.
+const RETRY: Duration = Duration::from_millis(2);
 /// Says in the file's header that it is ours: "BXLT".
 const APPLICATION_ID: i32 = 0x4258_4c54;
 /// Connections that are kept for the next who needs one.
@@ -82,7 +86,7 @@ impl Store {
             Connection::open_with_flags(path.as_ref().unwrap_or(&self.path), flags).map_err(failed)?;
         let prepare = || {
             connection.busy_timeout(BUSY)?;
-            connection.pragma_update(None, "journal_mode", "wal")?;
+            log_ahead(&connection)?;
             // A box that was created is there after a loss of power.
             connection.pragma_update(None, "synchronous", "full")?;
             connection.pragma_update(None, "foreign_keys", true)
@@ -106,6 +110,22 @@ impl Store {
 
     fn failed(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
         move |source| StoreError::Sql { what, path: self.path.clone(), source }
+    }
+}
+
+/// Makes the database one with a write-ahead log, which it stays. SQLite does not wait for others who do the same at this
+/// moment, as it does for other locks: two who both read and both want to write would wait for each other.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let until = Instant::now() + BUSY;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "wal") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until =>
+            {
+                std::thread::sleep(RETRY);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -162,15 +182,17 @@ mod tests {
 
     #[test]
     fn many_who_open_a_new_home_at_once_make_one_database() {
-        let home = std::sync::Arc::new(tempfile::tempdir().unwrap());
-        let openers: Vec<_> = (0..8)
-            .map(|_| {
-                let home = home.clone();
-                std::thread::spawn(move || Store::open(home.path()).map(drop))
-            })
-            .collect();
-        for opener in openers {
-            opener.join().unwrap().unwrap();
+        for _ in 0..20 {
+            let home = tempfile::tempdir().unwrap();
+            let together = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        together.wait();
+                        drop(Store::open(home.path()).unwrap());
+                    });
+                }
+            });
         }
     }
 

@@ -14,6 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 pub(super) enum LockError {
     #[error("the box is in use by another monitor")]
     Held,
+    #[error("the box has been removed")]
+    Gone,
     #[error("cannot lock {path}")]
     Io {
         path: PathBuf,
@@ -35,7 +37,10 @@ impl Lock {
         let failed = |source| LockError::Io { path: files.lock(), source };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(files.lock()).map_err(failed)?;
+        let file = match options.open(files.lock()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LockError::Gone),
+            file => file.map_err(failed)?,
+        };
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((_, Errno::EWOULDBLOCK)) => return Err(LockError::Held),
@@ -43,7 +48,7 @@ impl Lock {
         };
         let lock = Self { file, files: files.clone() };
         // Between opening and locking, the holder before may have removed the box.
-        if lock.is_in_its_folder() { Ok(lock) } else { Err(failed(io::Error::from(io::ErrorKind::NotFound))) }
+        if lock.is_in_its_folder() { Ok(lock) } else { Err(LockError::Gone) }
     }
 
     /// Removes the box's folder with all that is in it, if it is still the one whose lock this is.
@@ -125,6 +130,6 @@ mod tests {
     fn a_box_without_a_folder_cannot_be_locked() {
         let (_keep, files) = folder();
         fs::remove_dir(files.folder()).unwrap();
-        assert!(matches!(Lock::take(&files), Err(LockError::Io { .. })));
+        assert!(matches!(Lock::take(&files), Err(LockError::Gone)));
     }
 }

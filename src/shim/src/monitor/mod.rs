@@ -114,6 +114,7 @@ impl StartError {
             Self::Kernel(error) => (FailureKind::Engine, error.hint()),
             Self::Version { .. } => (FailureKind::Internal, Some("install both from one release".to_owned())),
             Self::Lock(LockError::Held) => (FailureKind::AlreadyRunning, None),
+            Self::Lock(LockError::Gone) => (FailureKind::Removed, None),
             Self::Lock(LockError::Io { .. }) | Self::Listen(_) | Self::Vmm(_) => {
                 (FailureKind::Internal, None)
             }
