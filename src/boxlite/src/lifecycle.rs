@@ -26,6 +26,8 @@ use crate::tail;
 const END_DEADLINE: Duration = Duration::from_secs(240);
 /// How long a monitor may take for an order that it carries out at once.
 const ORDER_DEADLINE: Duration = Duration::from_secs(15);
+/// How often a start that finds the box in the hands of another monitor, which is gone a moment later, is tried again.
+const RACES: usize = 8;
 /// SIGKILL, the same on every Linux.
 const SIGKILL: u32 = 9;
 
@@ -146,21 +148,26 @@ impl LiteBox {
 
     pub(crate) async fn start_with(&self, how: StartHow) -> Result<()> {
         let start = async {
-            match self.start_once(how).await {
-                // Another process was quicker: its start is as good as ours.
-                Err(StartError::AlreadyRunning) if !how.await_attach => {
-                    match Monitor::attach(&self.inner.files).await? {
-                        Some(other) => {
-                            self.until_started(&other).await.map_err(|error| error.told(self.id()))
-                        }
-                        None => Err(StartError::AlreadyRunning.told(self.id())),
-                    }
+            let mut outcome = self.start_once(how).await;
+            for _ in 0..RACES {
+                if !matches!(outcome, Err(StartError::AlreadyRunning)) {
+                    break;
                 }
-                outcome => outcome.map_err(|error| {
-                    count(&self.inner.runtime.counters.failed);
-                    self.unless_removed(error.told(self.id()))
-                }),
+                outcome = match Monitor::attach(&self.inner.files).await? {
+                    Some(_) if how.await_attach => break,
+                    // Another process was quicker: its start is as good as ours.
+                    Some(other) => self.until_started(&other).await,
+                    // The box has just ended, and its monitor is at its last work.
+                    None => {
+                        self.until_released().await?;
+                        self.start_once(how).await
+                    }
+                };
             }
+            outcome.map_err(|error| {
+                count(&self.inner.runtime.counters.failed);
+                self.unless_removed(error.told(self.id()))
+            })
         };
         start.instrument(info_span!("start", id = self.id())).await
     }
@@ -240,11 +247,19 @@ impl LiteBox {
         match self.look()? {
             Observed::Live(_) => {
                 let Some(other) = Monitor::attach(&self.inner.files).await? else { return Ok(None) };
-                let view = tokio::time::timeout(ORDER_DEADLINE, other.first()).await;
-                let phase = view.ok().and_then(|view| view.state().map(State::phase));
-                Ok(Some((Arc::new(other), phase.unwrap_or(Phase::Starting))))
+                let phase = other.view().state().map_or(Phase::Starting, State::phase);
+                Ok(Some((Arc::new(other), phase)))
             }
             Observed::NeverStarted | Observed::Ended(_) | Observed::Crashed(_) => Ok(None),
+        }
+    }
+
+    /// Waits until no monitor has the box, or one runs it again.
+    async fn until_released(&self) -> Result<()> {
+        let (runtime, id) = (self.inner.runtime.clone(), self.id().to_owned());
+        match blocking(move || runtime.wait_released(&id)).await {
+            Err(error) if error.kind() != ErrorKind::InvalidState => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -117,12 +117,18 @@ impl Monitor {
         Ok(Self { spawned, view, task })
     }
 
-    /// Listens to a monitor that somebody else started; `None` when none runs.
+    /// Listens to a monitor that somebody else started, and waits for the first that it says; `None` when none runs, or the
+    /// one that does ends before it says anything.
     pub(crate) async fn attach(files: &BoxFiles) -> Result<Option<Self>> {
         let Some(connection) = request(files, &Request::Watch).await? else { return Ok(None) };
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_control(connection, sender));
-        Ok(Some(Self { spawned: Instant::now(), view, task }))
+        let monitor = Self { spawned: Instant::now(), view, task };
+        let first = tokio::time::timeout(CONTROL_DEADLINE, monitor.until(|view| view.update.is_some())).await;
+        let view = first.map_err(|_| {
+            Error::new(ErrorKind::Engine, format!("the monitor did not answer within {CONTROL_DEADLINE:?}"))
+        })?;
+        Ok(view.update.is_some().then_some(monitor))
     }
 
     /// When this end of it was made.
@@ -152,11 +158,6 @@ impl Monitor {
             )
         })
         .await
-    }
-
-    /// Waits for the first state of its.
-    pub(crate) async fn first(&self) -> View {
-        self.until(|view| view.update.is_some()).await
     }
 
     /// Waits for the final state.
@@ -427,17 +428,22 @@ mod tests {
         let files = BoxFiles::new(folder.path());
         // It is closed while the client connects, sends or waits for the answer: all of that time the client is in the
         // listener's queue.
-        for steps in 0..10 {
+        for steps in 0..20 {
             let listener = UnixListener::bind(files.control_socket()).unwrap();
-            let asked = ask(&files, &Request::Stats, CONTROL_DEADLINE);
+            let asked = async {
+                match steps % 2 {
+                    0 => ask(&files, &Request::Stats, CONTROL_DEADLINE).await.unwrap().is_some(),
+                    _ => Monitor::attach(&files).await.unwrap().is_some(),
+                }
+            };
             let closed = async {
-                for _ in 0..steps {
+                for _ in 0..steps / 2 {
                     tokio::task::yield_now().await;
                 }
                 drop(listener);
             };
-            let (answer, ()) = tokio::join!(asked, closed);
-            assert_eq!(answer.unwrap(), None, "{steps} steps");
+            let (found, ()) = tokio::join!(asked, closed);
+            assert!(!found, "{steps} steps");
             fs::remove_file(files.control_socket()).unwrap();
         }
     }
