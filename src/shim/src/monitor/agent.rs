@@ -189,7 +189,10 @@ fn not_started(why: &v1::StartFailure) -> Failure {
     failure(kind, "the main command did not start", vec![text::escape(why.message.as_bytes(), MESSAGE)])
 }
 
+/// What a call that came to nothing means: a failure of this kind if the agent said so, and of the machine if the agent could
+/// not answer. A status has reasons of this side only then.
 fn refused(kind: FailureKind, what: &str, status: &Status) -> Failure {
+    let kind = if std::error::Error::source(status).is_some() { FailureKind::Boot } else { kind };
     failure(kind, what, words(status))
 }
 
@@ -251,6 +254,16 @@ mod tests {
         assert!(!message.chars().any(char::is_control));
         assert!(message.len() < 2 * MESSAGE, "{}", message.len());
         assert_eq!(words(&Status::internal("a\nb")), ["a\\nb"]);
+    }
+
+    #[test]
+    fn a_machine_that_is_lost_while_it_makes_the_container_is_no_fault_of_the_container() {
+        let said = Status::internal("no such user");
+        let mut lost = Status::unavailable("transport error");
+        lost.set_source(std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::ConnectionReset)));
+        for (status, kind) in [(said, FailureKind::Container), (lost, FailureKind::Boot)] {
+            assert_eq!(refused(FailureKind::Container, "it fails", &status).kind, kind);
+        }
     }
 
     #[test]
