@@ -275,7 +275,7 @@ def run_lane(lane: str, arguments: argparse.Namespace, executables: list[Executa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bin", type=Path, help="folder of boxlite, boxlite-shim and boxlite-guest")
+    parser.add_argument("--bin", type=lambda text: Path(text).resolve(), help="folder of boxlite, boxlite-shim and boxlite-guest")
     parser.add_argument("lanes", nargs="+", choices=["unit", "integration", "krun"], metavar="LANE")
     arguments = parser.parse_args()
     if arguments.lanes != ["unit"] and not (arguments.bin and arguments.bin.is_dir()):
