@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +43,8 @@ HUNG_BOOT = "did not start within"
 
 DISK_BYTES = 8 << 30
 MEMORY_MIB = 4096
+# How many outer machines share the tests.
+MOST_MACHINES = 2
 
 # With vgif and v-vmsave-vmload on, most inner machines hang while they boot.
 CPU = "max,svm=on,npt=on,vgif=off,v-vmsave-vmload=off"
@@ -250,10 +253,10 @@ def console_lines(machine: subprocess.Popen, deadline: float, log: Path):
 class Lane:
     """One run of the outer machine."""
 
-    def __init__(self, programs: Path, images: Path | None, kernel: Path | None):
+    def __init__(self, programs: Path, images: Path | None, kernel: Path | None, number: int = 1):
         self.programs, self.images, self.kernel = programs, images, kernel
         self.token = secrets.token_hex(8)
-        self.log = programs / "krun-lane.console.log"
+        self.log = programs / f"krun-lane-{number}.console.log"
 
     def run(self, prepare, on_event, show_all: bool) -> tuple[int, int] | None:
         """What the machine counted; None when it did not come to an end."""
@@ -295,7 +298,21 @@ class Lane:
 
 def run_tests(tests: list[tuple[Path, str]], programs: Path, images: Path) -> tuple[int, list[str]]:
     """Runs these tests of these programs; how many passed, and a line for each that did not."""
-    lane = Lane(programs, images, None)
+    try:
+        kernel = guest_kernel(programs)
+    except LaneFailed as error:
+        return 0, [f"krun lane: {error}"]
+    # A machine has one CPU, so each of them keeps one of ours busy. The tests of one program take alike long.
+    count = max(1, min(MOST_MACHINES, os.cpu_count() or 1, len(tests)))
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        shares = [(tests[number::count], Lane(programs, images, kernel, number + 1)) for number in range(count)]
+        runs = [pool.submit(run_share, *share) for share in shares]
+        outcomes = [run.result() for run in runs]
+    return sum(passed for passed, _ in outcomes), [failure for _, failures in outcomes for failure in failures]
+
+
+def run_share(tests: list[tuple[Path, str]], lane: Lane) -> tuple[int, list[str]]:
+    """Runs some of the tests in one outer machine."""
     waiting = [name for _, name in tests]
     passed, failures = 0, []
 
