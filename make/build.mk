@@ -28,7 +28,7 @@ quickstart: deps build ## From a fresh machine to a running box
 
 .PHONY: bench
 bench: build ## Measure, against a raw floor of the same run
-	@make/bench.sh $(BIN)
+	@make/bench.sh $(BIN) $(PARTS)
 
 .PHONY: bench-images
 bench-images: build ## Measure pulling images, against other tools in the same run
