@@ -16,6 +16,8 @@ use super::publish;
 const MOST_CONNECTIONS: usize = 256;
 /// How long a client may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(5);
+/// How long nobody is accepted after a failure.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long clients may take to read the final state.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -35,9 +37,11 @@ pub(super) async fn serve(
                 Ok((stream, _)) => refuse(stream),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    // Without descriptors this fails again at once. A client that leaves gives one back.
-                    if clients.join_next().await.is_none() {
-                        break;
+                    // Without descriptors this fails again at once. A client that leaves gives one back, and so may others.
+                    tokio::select! {
+                        Some(_) = clients.join_next() => {}
+                        () = tokio::time::sleep(ACCEPT_AGAIN) => {}
+                        () = ended(updates.clone()) => break,
                     }
                 }
             },

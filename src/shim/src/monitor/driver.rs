@@ -105,6 +105,7 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
         run: None,
         ran_since: None,
         idle_since: None,
+        limit_reached: false,
     };
     let end = driver.run().await;
     listening.shutdown().await;
@@ -130,6 +131,8 @@ struct Driver<'l, 'a> {
     ran_since: Option<Instant>,
     /// Since when nothing but the main command runs; `None` while something does.
     idle_since: Option<Instant>,
+    /// A limit has stopped this run: a machine that is about to be killed does not look at that, and need not be told again.
+    limit_reached: bool,
 }
 
 impl Driver<'_, '_> {
@@ -197,7 +200,7 @@ impl Driver<'_, '_> {
     /// The next time limit of the box, and why it would end then.
     fn limit(&self) -> Option<(Instant, EndReason)> {
         let phase = self.phase();
-        if !matches!(phase, Phase::Starting | Phase::Running | Phase::Paused) {
+        if self.limit_reached || !matches!(phase, Phase::Starting | Phase::Running | Phase::Paused) {
             return None;
         }
         let expires = self.life.expires_at().map(|at| (at, EndReason::MaxDuration));
@@ -209,6 +212,7 @@ impl Driver<'_, '_> {
     fn stop_by(&mut self, reason: EndReason) -> Event {
         tracing::info!(?reason, "the box is stopped");
         self.life.stop = Some(reason);
+        self.limit_reached = true;
         let config = self.life.config;
         Event::Stop { signal: config.stop_signal, grace: Duration::from_millis(config.stop_grace_millis) }
     }
@@ -252,6 +256,7 @@ impl Driver<'_, '_> {
             }
             Command::Stop { signal, grace, reason } => {
                 self.life.stop.get_or_insert(reason);
+                self.life.owner_gone |= reason == EndReason::OwnerGone;
                 self.life.again = false;
                 reply.send(Answer::Done);
                 Some(Event::Stop { signal, grace })

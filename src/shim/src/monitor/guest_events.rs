@@ -32,7 +32,13 @@ pub(super) async fn follow(portal: Portal, news: mpsc::Sender<News>) {
             return;
         }
     };
+    let mut missed = false;
     while let Ok(Some(message)) = stream.message().await {
+        // Said once: a guest can claim it as often as it likes.
+        if let (false, Some(Event::Missed(some))) = (missed, &message.event) {
+            tracing::warn!(events = some.events, "events of the guest were missed");
+            missed = true;
+        }
         let Some(told) = message.event.and_then(read) else { continue };
         if news.send(News::Guest(told)).await.is_err() {
             return;
@@ -58,10 +64,7 @@ fn read(event: Event) -> Option<Told> {
             message: text::escape(failed.failure.unwrap_or_default().message.as_bytes(), WORD),
         },
         Event::OomKilled(killed) => EventKind::Oom { total: killed.total },
-        Event::Missed(missed) => {
-            tracing::warn!(events = missed.events, "events of the guest were missed");
-            return None;
-        }
+        Event::Missed(_) => return None,
     }))
 }
 

@@ -67,6 +67,10 @@ pub(super) struct Life<'a> {
     pub(super) stats: BoxStats,
     /// When the monitor began.
     pub(super) began: Instant,
+    /// When the life began that may last for so long: with the monitor, or with a start that somebody asked for.
+    lives_since: Instant,
+    /// Whom the box belongs to has gone: it does not run again, whatever anybody asks for.
+    pub(super) owner_gone: bool,
     /// Why the box is to end, once it is.
     pub(super) stop: Option<EndReason>,
     /// It is to run again whatever its policy says.
@@ -93,6 +97,11 @@ fn what_now(
     again: bool,
     (policy, restarts): (RestartPolicy, u32),
 ) -> WhatNow {
+    // Of a machine that did not die of SIGKILL something is left that writes to the disk.
+    let stays = matches!(verdict, Verdict::Failed(failure) if failure.kind == FailureKind::Internal);
+    if stays || stop == Some(EndReason::OwnerGone) {
+        return WhatNow::End;
+    }
     if again {
         return WhatNow::Again;
     }
@@ -127,6 +136,8 @@ impl<'a> Life<'a> {
             settings: Settings::new(config),
             stats: BoxStats::default(),
             began: Instant::now(),
+            lives_since: Instant::now(),
+            owner_gone: false,
             stop: None,
             again: false,
             restarts: 0,
@@ -143,11 +154,13 @@ impl<'a> Life<'a> {
                 Err(error) => return self.not_brought_up(&error),
             };
             let ran = ran_for.is_some();
-            match what_now(&verdict, ran, self.stop, self.again, (self.settings.restart, self.restarts)) {
+            let stop = if self.owner_gone { Some(EndReason::OwnerGone) } else { self.stop };
+            match what_now(&verdict, ran, stop, self.again, (self.settings.restart, self.restarts)) {
                 WhatNow::End => return self.end(verdict, &tail),
                 WhatNow::Again => {
                     self.tell_exit(&verdict, None, Some(Duration::ZERO));
                     self.restarts = 0;
+                    self.lives_since = Instant::now();
                     backoff = Backoff::default();
                 }
                 WhatNow::AfterPause => {
@@ -172,7 +185,7 @@ impl<'a> Life<'a> {
 
     /// When the box has lived long enough.
     pub(super) fn expires_at(&self) -> Option<Instant> {
-        self.settings.max_duration.and_then(|limit| self.began.checked_add(limit))
+        self.settings.max_duration.and_then(|limit| self.lives_since.checked_add(limit))
     }
 
     /// Takes new settings.
@@ -215,6 +228,7 @@ impl<'a> Life<'a> {
             let Order { command, reply } = order;
             match command {
                 Command::Start | Command::Restart { .. } => {
+                    self.lives_since = Instant::now();
                     reply.send(Answer::Done);
                     return true;
                 }
@@ -311,6 +325,10 @@ mod tests {
         assert_eq!(what_now(&CODE_1, true, Some(EndReason::Requested), false, always), WhatNow::End);
         assert_eq!(what_now(&CODE_1, true, Some(EndReason::Idle), false, always), WhatNow::End);
         assert_eq!(what_now(&CODE_1, true, None, true, (RestartPolicy::No, 0)), WhatNow::Again);
+        // Nobody would end it, or two machines would write to one disk.
+        assert_eq!(what_now(&CODE_1, true, Some(EndReason::OwnerGone), true, always), WhatNow::End);
+        let stays = failed(FailureKind::Internal);
+        assert_eq!(what_now(&stays, true, None, true, always), WhatNow::End);
     }
 
     #[test]
