@@ -89,6 +89,22 @@ enum WhatNow {
     End,
 }
 
+/// How the wait for another run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// With the run that the restart policy wants.
+    ByPolicy,
+    /// With one that somebody asked for: a new beginning.
+    Asked,
+    /// Without another run.
+    None,
+}
+
+/// Whether a restart policy takes the end of a run for a failure.
+fn failed(verdict: &Verdict) -> bool {
+    !matches!(verdict, Verdict::Stopped(Some(Exit::Code(0))))
+}
+
 /// `ran`: the main command had started. `restarts`: how many restarts the policy has made already.
 fn what_now(
     verdict: &Verdict,
@@ -108,7 +124,6 @@ fn what_now(
     if stop.is_some() {
         return WhatNow::End;
     }
-    let failed = !matches!(verdict, Verdict::Stopped(Some(Exit::Code(0))));
     // A box that has never run, or whose command does not exist any more, gets no better by trying.
     let hopeless = match verdict {
         Verdict::Failed(failure) => {
@@ -116,7 +131,7 @@ fn what_now(
         }
         Verdict::Stopped(_) => !ran,
     };
-    if !hopeless && policy.wants(failed, restarts) { WhatNow::AfterPause } else { WhatNow::End }
+    if !hopeless && policy.wants(failed(verdict), restarts) { WhatNow::AfterPause } else { WhatNow::End }
 }
 
 impl<'a> Life<'a> {
@@ -166,10 +181,15 @@ impl<'a> Life<'a> {
                 WhatNow::AfterPause => {
                     let pause = backoff.after(ran_for.unwrap_or_default());
                     self.tell_exit(&verdict, None, Some(pause));
-                    if !self.wait(&verdict, pause, &tail).await {
-                        return self.end(verdict, &tail);
+                    match self.wait(&verdict, pause, &tail).await {
+                        Next::ByPolicy => self.restarts += 1,
+                        Next::Asked => {
+                            self.restarts = 0;
+                            self.lives_since = Instant::now();
+                            backoff = Backoff::default();
+                        }
+                        Next::None => return self.end(verdict, &tail),
                     }
-                    self.restarts += 1;
                 }
             }
             (self.stop, self.again) = (None, false);
@@ -201,14 +221,14 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Waits for the next run. False: there is to be none.
-    async fn wait(&mut self, verdict: &Verdict, pause: Duration, tail: &Tail) -> bool {
+    /// Waits for the next run.
+    async fn wait(&mut self, verdict: &Verdict, pause: Duration, tail: &Tail) -> Next {
         let next_at = Instant::now() + pause;
         let last = match driver::final_state(verdict.clone(), EndReason::Exited, tail) {
             State::Failed { error, .. } => Outcome::Error(error),
             State::Stopped { exit, .. } => Outcome::Exit(exit.unwrap_or(Exit::Code(0))),
             // A final state is one of the two.
-            _ => return false,
+            _ => return Next::None,
         };
         let pause_nanos = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
         let next_unix_nanos = unix_nanos().saturating_add(pause_nanos);
@@ -221,25 +241,28 @@ impl<'a> Life<'a> {
                 Some(order) = self.orders.recv() => order,
                 () = sleep_until(expires_at.unwrap_or(next_at)), if expires_at.is_some_and(|at| at < next_at) => {
                     self.stop = Some(EndReason::MaxDuration);
-                    return false;
+                    return Next::None;
                 }
-                () = sleep_until(next_at) => return true,
+                () = sleep_until(next_at) => return Next::ByPolicy,
             };
             let Order { command, reply } = order;
             match command {
                 Command::Start | Command::Restart { .. } => {
-                    self.lives_since = Instant::now();
                     reply.send(Answer::Done);
-                    return true;
+                    return Next::Asked;
                 }
                 Command::Stop { reason, .. } => {
                     self.stop = Some(reason);
                     reply.send(Answer::Done);
-                    return false;
+                    return Next::None;
                 }
                 Command::Update(update) => {
                     self.update(update);
                     reply.send(Answer::Done);
+                    // A new policy counts at once.
+                    if !self.settings.restart.wants(failed(verdict), self.restarts) {
+                        return Next::None;
+                    }
                 }
                 Command::Stats => {
                     let stats = BoxStats {
