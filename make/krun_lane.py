@@ -35,9 +35,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 # One test, with its boxes, under two layers of emulation.
-TEST_SECONDS = int(os.environ.get("BOXLITE_KRUN_TEST_SECONDS", "180"))
+TEST_SECONDS = int(os.environ.get("BOXLITE_KRUN_TEST_SECONDS", "240"))
 # All of them. The outer machine is killed then, and what has not run has failed.
-LANE_SECONDS = int(os.environ.get("BOXLITE_KRUN_SECONDS", "1800"))
+LANE_SECONDS = int(os.environ.get("BOXLITE_KRUN_SECONDS", "2700"))
 # What the error of a box says whose guest never came up.
 HUNG_BOOT = "did not start within"
 
@@ -145,7 +145,7 @@ def fill(tree: Tree, programs: Path, images: Path | None, token: str) -> None:
         if not tree.path(f"/usr/bin/{applet}").exists() and not tree.path(f"/usr/sbin/{applet}").exists():
             tree.path(f"/usr/bin/{applet}").symlink_to("busybox")
 
-    for name in ["boxlite", "boxlite-shim", "boxlite-guest", "libkrunfw.so.5"]:
+    for name in ["boxlite", "boxlite-shim", "boxlite-guest", "boxlite-hostile-guest", "libkrunfw.so.5"]:
         if (programs / name).exists():
             tree.program(programs / name, f"/boxlite/{name}")
     if images is not None:
@@ -169,6 +169,7 @@ def fill(tree: Tree, programs: Path, images: Path | None, token: str) -> None:
         "BOXLITE_CLI": "/boxlite/boxlite",
         "BOXLITE_SHIM": "/boxlite/boxlite-shim",
         "BOXLITE_GUEST": "/boxlite/boxlite-guest",
+        "BOXLITE_TEST_HOSTILE_GUEST": "/boxlite/boxlite-hostile-guest",
         "BOXLITE_TEST_IMAGES": "/images",
         # What moves gigabytes elsewhere moves as much as ends in time here.
         "BOXLITE_TEST_BULK_MIB": 16,

@@ -1,7 +1,7 @@
 # Tests. A lane that ran nothing has failed.
 
 .PHONY: test
-test: build ## All lanes
+test: build-for-tests ## All lanes; with libkrun what has to do with the engine
 	@python3 make/test.py --bin $(BIN) unit integration krun
 
 .PHONY: test\:unit
@@ -9,12 +9,12 @@ test\:unit: ## Tests without a VM
 	@python3 make/test.py unit
 
 .PHONY: test\:integration
-test\:integration: build ## VM tests with the engine that works here
+test\:integration: build-for-tests ## VM tests with the engine that works here
 	@python3 make/test.py --bin $(BIN) integration
 
 .PHONY: test\:integration\:krun
-test\:integration\:krun: build ## VM tests with libkrun, inside an emulated machine that has KVM
-	@python3 make/test.py --bin $(BIN) krun
+test\:integration\:krun: build-for-tests ## All VM tests with libkrun, inside an emulated machine that has KVM
+	@python3 make/test.py --bin $(BIN) krun-all
 
 .PHONY: images
 images: ## Make the test images

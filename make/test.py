@@ -4,7 +4,8 @@
 
     unit          every test that needs no VM, and the examples in the documentation
     integration   the VM tests, with the engine that works here (or BOXLITE_ENGINE)
-    krun          the VM tests with libkrun, inside an emulated machine: see krun_lane.py
+    krun          the VM tests in which libkrun has a part of its own, inside an emulated machine: see krun_lane.py
+    krun-all      every VM test that could behave otherwise with libkrun
 
 Every VM test runs in a process of its own, so that one that hangs or dies takes no other along. Nothing is skipped:
 a lane without tests, and a test that is marked as ignored, count as failures.
@@ -32,7 +33,56 @@ WITHOUT_VM = {"architecture"}
 
 # Tests that the krun lane need not repeat: of the vsock device, where libkrun brings its own; of images and of the store,
 # which no engine is asked about; and those that boot a hundred boxes to try the host's side of their lives.
-QEMU_ALONE = {"vsock", "images", "image_faults", "image_policy", "power", "fault_steps", "together"}
+QEMU_ALONE = {
+    "vsock", "images", "image_faults", "image_policy", "power", "fault_steps", "together", "bytes",
+}
+
+# Tests of the command line, the library, the monitor and the agent, for which both engines are one: krun-all repeats them,
+# krun does not, since a boot takes ten times as long in the emulated machine. A test that is not named here is in both.
+ENGINES_ARE_ALIKE = {
+    "a_box_lives_as_long_as_it_may_and_settings_change_while_it_does",
+    "a_box_that_always_runs_again_stays_stopped_once_it_is_stopped",
+    "a_box_that_another_runtime_starts_again_is_seen_as_it_is",
+    "a_box_that_ran_when_the_host_went_down_is_recorded_as_that",
+    "a_command_has_dockers_default_capabilities",
+    "a_detached_box_outlives_its_program_and_another_one_takes_it_over",
+    "a_detached_box_outlives_its_runtime_and_is_found_by_the_next",
+    "a_failing_box_runs_as_often_as_its_policy_allows",
+    "a_health_check_finds_a_box_well_unwell_and_well_again",
+    "a_killed_exec_client_leaves_the_box_as_it_was",
+    "a_missing_command_is_127_and_a_folder_is_126",
+    "a_reader_that_goes_away_ends_the_box",
+    "a_running_box_is_listed_used_and_stopped_by_other_commands",
+    "a_stopped_box_stays_with_its_exit_code_until_it_is_removed",
+    "an_archive_comes_through_standard_input",
+    "an_exec_has_the_settings_of_the_box_and_its_own",
+    "an_exec_starts_a_box_that_was_only_created",
+    "an_execution_is_what_its_caller_asks_for",
+    "an_idle_box_is_stopped_and_wakes_for_a_command",
+    "an_image_without_a_shell_or_a_libc_runs",
+    "an_unknown_image_is_125_with_a_hint_and_leaves_nothing",
+    "another_process_attaches_to_an_execution_by_its_id",
+    "changes_in_a_box_are_told",
+    "copies_have_the_owner_that_was_asked_for",
+    "every_kind_of_archive_gives_the_same_box",
+    "executions_run_side_by_side_and_are_killed_apart",
+    "exit_codes_of_exec_are_those_of_docker",
+    "files_of_a_box_are_read_written_and_looked_at",
+    "get_or_create_finds_what_is_there",
+    "images_are_listed_with_name_and_size",
+    "nothing_is_left_of_a_box_whose_cli_is_killed_while_it_boots",
+    "one_stream_does_not_wait_for_the_reader_of_the_other",
+    "orphans_do_not_survive_unless_they_may",
+    "settings_reach_the_command",
+    "several_first_commands_at_once_start_the_box_once",
+    "the_command_is_process_1_and_sees_only_its_own",
+    "the_command_line_copies_files_and_archives",
+    "the_command_line_says_that_time_ran_out",
+    "the_main_command_ends_by_sigterm_when_it_wants_to",
+    "waiting_for_an_execution_keeps_nobody_from_ending_it",
+    "without_i_the_command_reads_an_end_of_file",
+    "wrong_settings_are_125_and_name_the_culprit",
+}
 
 UNIT_SECONDS = 600
 VM_TEST_SECONDS = int(os.environ.get("BOXLITE_TEST_SECONDS", "180"))
@@ -212,6 +262,7 @@ def vm_env(programs: Path, images: Path) -> dict[str, str]:
         "BOXLITE_TEST_IMAGES": str(images),
         "BOXLITE_TEST_KERNEL": str(krun_lane.guest_kernel(programs)),
         "BOXLITE_TEST_RAW_GUEST": str(programs / "boxlite-raw-guest"),
+        "BOXLITE_TEST_HOSTILE_GUEST": str(programs / "boxlite-hostile-guest"),
         "RUST_BACKTRACE": "1",
     }
 
@@ -248,10 +299,13 @@ def integration_lane(executables: list[Executable], programs: Path, images: Path
     return count
 
 
-def krun_lane_of(executables: list[Executable], programs: Path, images: Path) -> Count:
+def krun_lane_of(executables: list[Executable], programs: Path, images: Path, left_out: set[str]) -> Count:
     count = Count()
     executables = [executable for executable in executables if executable.name not in QEMU_ALONE]
-    tests = [(executable.path, name) for executable, name in vm_tests(executables, count)]
+    found = vm_tests(executables, count)
+    for name in sorted(ENGINES_ARE_ALIKE - {name for _, name in found}):
+        count.fail(f"{name} is left out of the krun lane, and no such test is there")
+    tests = [(executable.path, name) for executable, name in found if name not in left_out]
     if tests:
         passed, failures = krun_lane.run_tests(tests, programs, images)
         count.passed += passed
@@ -267,7 +321,7 @@ def run_lane(lane: str, arguments: argparse.Namespace, executables: list[Executa
     elif lane == "integration":
         count = integration_lane(executables, arguments.bin, images)
     else:
-        count = krun_lane_of(executables, arguments.bin, images)
+        count = krun_lane_of(executables, arguments.bin, images, ENGINES_ARE_ALIKE if lane == "krun" else set())
     if count.passed == 0:
         count.fail(f"lane {lane}: no test passed")
     return count
@@ -276,7 +330,7 @@ def run_lane(lane: str, arguments: argparse.Namespace, executables: list[Executa
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin", type=lambda text: Path(text).resolve(), help="folder of boxlite, boxlite-shim and boxlite-guest")
-    parser.add_argument("lanes", nargs="+", choices=["unit", "integration", "krun"], metavar="LANE")
+    parser.add_argument("lanes", nargs="+", choices=["unit", "integration", "krun", "krun-all"], metavar="LANE")
     arguments = parser.parse_args()
     if arguments.lanes != ["unit"] and not (arguments.bin and arguments.bin.is_dir()):
         parser.error("VM tests need --bin: run them with make")

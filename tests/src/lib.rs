@@ -10,6 +10,8 @@
 //! * [`registry`]: a real registry on a loopback port.
 //! * [`proxy`]: what stands before it and makes it fail.
 //! * [`puller`]: a home that pulls images.
+//! * [`table`]: what a benchmark prints.
+//! * [`tree`]: files, as a test compares them.
 //! * [`http`]: as much of HTTP as these two need.
 
 #![allow(clippy::print_stderr, reason = "what happened in a failed test is told on standard error")]
@@ -25,3 +27,5 @@ pub mod raw;
 pub mod registry;
 pub mod steps;
 pub mod story;
+pub mod table;
+pub mod tree;

@@ -15,16 +15,20 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("boxlite-portal", &[]),
     ("boxlite-control", &[]),
     ("boxlite-vsock", &[]),
+    ("boxlite-copy", &["boxlite-tricks"]),
+    ("boxlite-fs", &["boxlite-vsock"]),
     ("libkrun-sys", &[]),
-    ("boxlite", &["boxlite-control", "boxlite-portal"]),
-    ("boxlite-shim", &["boxlite-control", "boxlite-portal", "boxlite-vsock", "libkrun-sys"]),
-    ("boxlite-guest", &["boxlite-portal"]),
+    ("boxlite", &["boxlite-control", "boxlite-copy", "boxlite-portal"]),
+    ("boxlite-shim", &["boxlite-control", "boxlite-fs", "boxlite-portal", "boxlite-vsock", "libkrun-sys"]),
+    ("boxlite-guest", &["boxlite-copy", "boxlite-portal", "boxlite-tricks"]),
     ("boxlite-cli", &["boxlite"]),
     (
         "boxlite-tests",
         &["boxlite", "boxlite-control", "boxlite-portal", "boxlite-raw-guest", "boxlite-vsock"],
     ),
     ("boxlite-raw-guest", &[]),
+    ("boxlite-hostile-guest", &["boxlite-guest"]),
+    ("boxlite-tricks", &[]),
 ];
 
 /// Those that need the kernel or a C library without a safe wrapper in between.

@@ -213,3 +213,37 @@ fn a_box_that_another_runtime_starts_again_is_seen_as_it_is() {
         assert!(!second.exists("shared").await.unwrap());
     });
 }
+
+#[tokio::test]
+async fn a_running_box_is_released_by_the_program_that_started_it_and_by_no_other() {
+    let story = Story::with_busybox();
+    let (ours, theirs) =
+        (BoxliteRuntime::new(story.options()).unwrap(), BoxliteRuntime::new(story.options()).unwrap());
+    let options = || {
+        let mut options = BoxOptions::image("busybox");
+        options.auto_remove = false;
+        options
+    };
+    let sandbox = ours.create(options(), None).await.unwrap();
+    assert_eq!(sandbox.release().await.unwrap_err().kind(), ErrorKind::InvalidState, "it was not started");
+    sandbox.start().await.unwrap();
+    let same = theirs.get(sandbox.id()).await.unwrap().unwrap();
+    assert_eq!(same.release().await.unwrap_err().kind(), ErrorKind::InvalidState);
+    assert!(!sandbox.info().unwrap().detach);
+
+    sandbox.release().await.unwrap();
+    sandbox.release().await.unwrap();
+    assert!(same.info().unwrap().detach);
+    drop((sandbox, ours));
+    // A box that ends with its program ends at once, and takes this with it.
+    let lasting = same.exec(BoxCommand::new("sleep").arg("3")).await.unwrap();
+    assert_eq!(lasting.wait().await.unwrap().exit_code, 0);
+    same.stop().await.unwrap();
+    theirs.remove(same.id(), true).await.unwrap();
+
+    let ended = theirs.create(options(), None).await.unwrap();
+    ended.start().await.unwrap();
+    ended.stop().await.unwrap();
+    assert_eq!(ended.release().await.unwrap_err().kind(), ErrorKind::Stopped);
+    theirs.remove(ended.id(), true).await.unwrap();
+}

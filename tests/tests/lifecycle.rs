@@ -281,7 +281,9 @@ fn a_paused_box_stands_still_and_goes_on_with_the_right_time() {
             }
         }
         println!("the guest's clock is off by {:.1} ms, known to {:?}", best.1 * 1e3, best.0 / 2);
-        assert!(best.1.abs() < 0.1, "off by {} s", best.1);
+        // Where answers take long, more than this cannot be told.
+        let most = 0.1 + best.0.as_secs_f64() / 2.0;
+        assert!(best.1.abs() < most, "off by {} s, of {most} s", best.1);
 
         // A paused box can be stopped: it goes on to its end.
         sandbox.pause().await.unwrap();

@@ -107,6 +107,26 @@ fn a_shell_is_left_with_the_detach_keys_and_found_again() {
 }
 
 #[test]
+fn a_box_that_was_run_in_the_foreground_goes_on_when_its_user_leaves_it() {
+    let story = Story::with_busybox();
+    let mut screen = Screen::of(24, 80);
+    let before = screen.settings();
+    let run = screen.run(&story, &["run", "--rm", "-it", "--name", "shell", "busybox", "sh"]);
+    screen.shows("# ");
+    screen.type_in(b"here=$((6 * 7))\r\x10\x11");
+    assert_eq!(end(run), Some(0), "the prompt comes back");
+    screen.shows("detached");
+    assert_eq!(screen.settings(), before, "the terminal is as it was");
+
+    let attach = screen.run(&story, &["attach", "shell"]);
+    eventually("the terminal is handed over", PATIENCE, || screen.is_raw());
+    screen.type_in(b"echo still $here; exit 4\r");
+    screen.shows("still 42");
+    assert_eq!(end(attach), Some(4));
+    eventually("the box removes itself", PATIENCE, || story.boxes().is_empty());
+}
+
+#[test]
 fn a_command_on_a_terminal_ends_with_its_code_and_gives_the_terminal_back() {
     let story = Story::with_busybox();
     let mut screen = Screen::of(24, 80);

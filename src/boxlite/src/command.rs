@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::validate_capabilities;
+use crate::ulimit::Ulimit;
 
 /// A command to run in a box, with what differs from the box's main command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,18 @@ pub struct BoxCommand {
     /// A terminal of so many rows and columns in place of three pipes: standard input is open, and all output is standard
     /// output. `None`: no terminal.
     pub tty: Option<(u16, u16)>,
+    /// Processes that it started may outlive it. Otherwise, which is the default, they are killed when it has ended. With a
+    /// time limit they are killed at the latest when that is over.
+    pub keep_orphans: bool,
+    /// Resource limits; those not named are the box's own. Later ones win.
+    pub ulimits: Vec<Ulimit>,
+    /// Its output waits for nobody: as long as no one is attached, the oldest of it is dropped. Otherwise, which is the
+    /// default, it waits for its first reader once 256 KiB of a stream are there.
+    pub detach: bool,
+    /// Capabilities beyond those of the main command, as in [`BoxOptions::cap_add`](crate::BoxOptions::cap_add).
+    pub cap_add: Vec<String>,
+    /// Capabilities of the main command that it does not get.
+    pub cap_drop: Vec<String>,
 }
 
 impl BoxCommand {
@@ -39,6 +53,11 @@ impl BoxCommand {
             user: None,
             stdin: true,
             tty: None,
+            keep_orphans: false,
+            ulimits: Vec::new(),
+            detach: false,
+            cap_add: Vec::new(),
+            cap_drop: Vec::new(),
         }
     }
 
@@ -98,6 +117,27 @@ impl BoxCommand {
         self
     }
 
+    /// Lets what it started outlive it, or not.
+    #[must_use]
+    pub fn keep_orphans(mut self, keep: bool) -> Self {
+        self.keep_orphans = keep;
+        self
+    }
+
+    /// Lets its output wait for nobody, or for its first reader.
+    #[must_use]
+    pub fn detach(mut self, detach: bool) -> Self {
+        self.detach = detach;
+        self
+    }
+
+    /// Adds a resource limit.
+    #[must_use]
+    pub fn ulimit(mut self, limit: Ulimit) -> Self {
+        self.ulimits.push(limit);
+        self
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
         if self.command.is_empty() {
@@ -112,6 +152,8 @@ impl BoxCommand {
                 return invalid(format!("`{}` is no environment variable", name.escape_debug()));
             }
         }
+        self.ulimits.iter().try_for_each(Ulimit::validate)?;
+        validate_capabilities(self.cap_add.iter().chain(&self.cap_drop))?;
         if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return invalid("a time limit of zero leaves the command no time".into());
         }

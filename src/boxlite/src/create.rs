@@ -27,6 +27,8 @@ use crate::record::BoxRecord;
 use crate::runtime::RuntimeInner;
 use crate::signal::parse_signal;
 use crate::stats::count;
+use crate::ulimit::Ulimit;
+use crate::volume;
 
 /// Defaults of [`BoxOptions`].
 const CPUS: u8 = 1;
@@ -72,6 +74,7 @@ impl RuntimeInner {
             container,
         );
         record.name = name;
+        (record.volumes, record.container.mounts) = volume::resolve(&options.volumes, &options.tmpfs)?;
         fill(&mut record, options, &image.config)?;
         record.encode().map_err(|error| {
             Error::new(ErrorKind::InvalidArgument, "the box cannot be recorded").with_source(error)
@@ -81,7 +84,7 @@ impl RuntimeInner {
 
         let draft = self.home.tmp().join(format!("{DRAFT}{id}"));
         let made = make(&draft, &base, size << 30);
-        let published = made.and_then(|owner| self.publish(&draft, &record).map(|()| owner));
+        let published = made.and_then(|owner| self.publish(&draft, &mut record).map(|()| owner));
         match published {
             Ok(owner) => {
                 if !options.detach {
@@ -106,8 +109,9 @@ impl RuntimeInner {
     }
 
     /// Makes the draft a box, under the lock under which images that no box uses are removed.
-    fn publish(&self, draft: &Path, record: &BoxRecord) -> Result<()> {
+    fn publish(&self, draft: &Path, record: &mut BoxRecord) -> Result<()> {
         let _changing = self.home.lock()?;
+        self.claim_volumes(record)?;
         // From here on it is used.
         self.store.info(&record.image_digest).map_err(image_error)?;
         let place = self.home.files(&record.id);
@@ -205,6 +209,7 @@ fn container(options: &BoxOptions, image: &ImageConfig, id: &str) -> Result<Cont
         user: options.user.clone().unwrap_or_else(|| image.user.clone()),
         terminal: options.tty.then_some(TERMINAL),
         stdin: options.open_stdin || options.tty,
+        rlimits: options.ulimits.iter().map(Ulimit::to_record).collect(),
     };
     Ok(ContainerSpec {
         hostname: options.hostname.clone().unwrap_or_else(|| id.to_owned()),
@@ -212,5 +217,6 @@ fn container(options: &BoxOptions, image: &ImageConfig, id: &str) -> Result<Cont
         capabilities_add: options.cap_add.clone(),
         capabilities_drop: options.cap_drop.clone(),
         await_attach: false,
+        mounts: Vec::new(),
     })
 }

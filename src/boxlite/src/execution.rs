@@ -4,15 +4,25 @@
 //!   guest: process ─▶ pipe ─▶ bounded buffer ─▶ Attach stream (HTTP/2 window) ─▶ pump ─▶ bounded queue ─▶ ExecOutput
 //! ```
 //!
-//! Standard output and standard error have an Attach stream and a pump each, so that neither waits for the other's
-//! reader. A pump whose reader has been dropped goes on reading and throws away, so that the process does not hang. A
-//! reader that exists and does not read stops the process in the box: that is the back-pressure.
+//! The head of both streams comes with the call that started the process: so much of each that it can be kept for a reader
+//! who does not come, and most commands write no more. What is beyond that comes with an Attach stream of its own for each,
+//! so that neither waits for the other's reader. A pump whose reader has been dropped goes on reading and throws away, so
+//! that the process does not hang. A reader that exists and does not read stops the process in the box: that is the
+//! back-pressure.
 //!
 //! The exit is known when both pumps have seen it, each after the last of its output. A pump that loses the connection
-//! makes the exit *unknown*, which is an error and no exit.
+//! comes back where it was, for as long as [`PATIENCE`] says; what the box has not kept meanwhile is told as output that was
+//! cut. After that the exit is *unknown*, which is an error and no exit, until somebody asks again:
+//!
+//! ```text
+//!   open ──pump ended──▶ partly ──other pump ended──▶ known      (once, and for all who wait)
+//!     └──connection lost, not back in time──▶ lost ──wait, and the box answers──▶ known
+//! ```
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use boxlite_portal::client::Portal;
 use boxlite_portal::v1;
@@ -21,13 +31,25 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tokio::time::Instant;
+use tonic::{Code, Status, Streaming};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::head::{self, Head, Part};
+use crate::link::{Cause, Connected, Link};
 use crate::rpc;
 
-/// Chunks that wait for a reader, each of at most 64 KiB.
-const QUEUE: usize = 4;
+/// Chunks that wait for a reader, each of at most 64 KiB. All of a head, so that a reader who takes his time keeps nobody from
+/// asking for what is beyond it.
+const QUEUE: usize = boxlite_portal::limits::HEAD_MESSAGES;
+
+/// How long a lost connection is tried to be made again before the end of an execution counts as unknown.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How many connections in a row may be lost at once and without any output, and what at once is.
+const FRUITLESS: usize = 8;
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// The pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +59,8 @@ pub struct ExecResult {
     pub exit_code: i32,
     /// Its own time limit ended it.
     pub timed_out: bool,
-    /// A descendant kept its output open, and what that wrote later was not waited for.
+    /// Output is missing: a descendant kept it open, and what that wrote later was not waited for; or the connection was
+    /// lost, and the box had not kept all of it.
     pub output_cut: bool,
 }
 
@@ -80,26 +103,45 @@ enum End {
 #[derive(Debug)]
 pub struct Execution {
     id: String,
-    portal: Portal,
+    link: Link,
     stdin: Option<ExecStdin>,
     stdout: Option<ExecOutput>,
     stderr: Option<ExecOutput>,
-    end: watch::Receiver<End>,
+    end: Arc<watch::Sender<End>>,
 }
 
 impl Execution {
     /// Attaches to a process by its id. `stdin`: whether it has a standard input to write to, and whether dropping the
-    /// writer closes it.
-    pub(crate) fn attach(portal: Portal, id: String, stdin: Option<OnDrop>) -> Self {
-        let (sender, end) = watch::channel(End::Open);
-        let pump = |kind| {
+    /// writer closes it. `head`: how its output begins, if that came with its start. `whole`: all of its output is for us, so
+    /// that what is missing at its beginning is a loss, too.
+    pub(crate) fn attach(
+        link: Link,
+        connected: &Connected,
+        id: String,
+        stdin: Option<OnDrop>,
+        head: Option<Streaming<v1::RunResponse>>,
+        whole: bool,
+    ) -> Self {
+        let [out_head, err_head] = head.map_or([None, None], |head| head::split(head).map(Some));
+        let end = Arc::new(watch::Sender::new(End::Open));
+        let pump = |kind, head| {
             let (output, reader) = mpsc::channel(QUEUE);
-            tokio::spawn(pump(portal.clone(), id.clone(), kind, output, sender.clone()));
+            let stream = Pump {
+                link: link.clone(),
+                id: id.clone(),
+                kind,
+                output,
+                position: 0,
+                begun: whole,
+                gap: false,
+            };
+            tokio::spawn(stream.run(head, connected.clone(), Arc::clone(&end)));
             Some(ExecOutput { reader })
         };
-        let (stdout, stderr) = (pump(v1::StreamKind::Stdout), pump(v1::StreamKind::Stderr));
-        let stdin = stdin.map(|on_drop| ExecStdin::new(portal.clone(), id.clone(), on_drop));
-        Self { id, portal, stdin, stdout, stderr, end }
+        let (stdout, stderr) =
+            (pump(v1::StreamKind::Stdout, out_head), pump(v1::StreamKind::Stderr, err_head));
+        let stdin = stdin.map(|on_drop| ExecStdin::new(connected.portal.clone(), id.clone(), on_drop));
+        Self { id, link, stdin, stdout, stderr, end }
     }
 
     /// Its id, unique in its box.
@@ -127,15 +169,57 @@ impl Execution {
     /// wait, also after the end.
     ///
     /// # Errors
-    /// When the connection to the box is lost. That is no exit: the process may still run.
+    /// When the connection to the box is lost and does not come back within seconds. That is no exit: the process may
+    /// still run, and to wait again asks the box again.
     pub async fn wait(&self) -> Result<ExecResult> {
-        let mut end = self.end.clone();
+        // What was lost before this call is asked for anew; what is lost meanwhile is its error.
+        if let Some(result) = self.ask_again().await? {
+            return Ok(result);
+        }
+        let mut end = self.end.subscribe();
         let end = end.wait_for(|end| matches!(end, End::Known(_) | End::Lost(_))).await;
         match end.as_deref() {
             Ok(End::Known(result)) => Ok(*result),
             Ok(End::Lost(why)) => Err(lost(&self.id, why)),
             _ => Err(lost(&self.id, "its streams were closed")),
         }
+    }
+
+    async fn ask_again(&self) -> Result<Option<ExecResult>> {
+        if !matches!(&*self.end.borrow(), End::Lost(_)) {
+            return Ok(None);
+        }
+        let connected = self.connected().await?;
+        let request = v1::WaitRequest { execution_id: self.id.clone() };
+        // No deadline: the process may run for as long as it likes, and a lost connection is an error.
+        let exit = match connected.portal.execution().wait(request).await {
+            Ok(answer) => answer.into_inner().exit.unwrap_or_default(),
+            Err(status) => {
+                self.link.lost(&connected);
+                return Err(lost(&self.id, &rpc::shown(status.message())));
+            }
+        };
+        // Nobody can say whether all of its output was seen.
+        let result = ExecResult { output_cut: true, ..ExecResult::new(&exit)? };
+        let mut first = result;
+        self.end.send_modify(|end| match end {
+            End::Known(known) => first = *known,
+            end => *end = End::Known(result),
+        });
+        Ok(Some(first))
+    }
+
+    async fn connected(&self) -> Result<Connected> {
+        self.link.portal().await.map_err(|cause| self.unreachable(cause))
+    }
+
+    async fn live(&self) -> Result<Portal> {
+        self.link.live().await.map_err(|cause| self.unreachable(cause))
+    }
+
+    fn unreachable(&self, cause: Cause) -> Error {
+        Error::new(ErrorKind::Portal, format!("the box of execution {} cannot be reached", self.id))
+            .with_source(cause)
     }
 
     /// Kills it and all that it started.
@@ -159,7 +243,8 @@ impl Execution {
 
     async fn send_signal(&self, signal: u32, all: bool) -> Result<()> {
         let request = v1::SignalRequest { execution_id: self.id.clone(), signal, all };
-        rpc::call("cannot signal", self.portal.execution().signal(request)).await.map(drop)
+        let portal = self.live().await?;
+        rpc::call("cannot signal", portal.execution().signal(request)).await.map(drop)
     }
 
     /// Tells its terminal a new size, in characters.
@@ -169,7 +254,8 @@ impl Execution {
     pub async fn resize_tty(&self, rows: u16, columns: u16) -> Result<()> {
         let size = v1::TerminalSize { rows: rows.into(), columns: columns.into() };
         let request = v1::ResizeRequest { execution_id: self.id.clone(), size: Some(size) };
-        rpc::call("cannot resize", self.portal.execution().resize(request)).await.map(drop)
+        let portal = self.live().await?;
+        rpc::call("cannot resize", portal.execution().resize(request)).await.map(drop)
     }
 }
 
@@ -178,43 +264,139 @@ fn lost(id: &str, why: &str) -> Error {
 }
 
 /// Moves one stream from the box to its reader, then tells that the end has come.
-async fn pump(
-    portal: Portal,
+struct Pump {
+    link: Link,
     id: String,
     kind: v1::StreamKind,
     output: mpsc::Sender<Bytes>,
-    end: watch::Sender<End>,
-) {
-    let outcome = read_stream(&portal, id, kind, output).await;
-    end.send_modify(|end| {
-        *end = match (outcome, std::mem::take(end)) {
-            (_, End::Lost(why)) => End::Lost(why),
-            (Err(why), _) => End::Lost(why),
-            (Ok(_), End::Known(result)) => End::Known(result),
-            (Ok(result), End::Open) => End::Partly(result),
-            (Ok(_), End::Partly(result)) => End::Known(result),
-        }
-    });
+    /// How much of the stream has arrived.
+    position: u64,
+    /// What comes next follows what has arrived, or is the first byte of all.
+    begun: bool,
+    /// Something before what has arrived has not.
+    gap: bool,
 }
 
-async fn read_stream(
-    portal: &Portal,
-    id: String,
-    kind: v1::StreamKind,
-    output: mpsc::Sender<Bytes>,
-) -> Result<ExecResult, String> {
-    let told = |status: Status| rpc::shown(status.message());
-    let request = v1::AttachRequest { execution_id: id, streams: vec![kind.into()], observe: false };
-    let mut stream = portal.execution().attach(request).await.map_err(told)?.into_inner();
-    loop {
-        match stream.message().await.map_err(told)?.and_then(|message| message.event) {
-            Some(Event::Output(chunk)) if chunk.stream == i32::from(kind) => {
-                // A reader that was dropped does not want it; the process goes on.
-                drop(output.send(chunk.data).await);
+/// Why a stream stopped before its end.
+enum Stopped {
+    /// The connection was lost: another one may do.
+    Broken(String),
+    /// The box knows no more of it, or talks nonsense.
+    Failed(String),
+}
+
+impl Pump {
+    async fn run(mut self, head: Option<Head>, connected: Connected, end: Arc<watch::Sender<End>>) {
+        let outcome = match self.read_head(head).await {
+            Some(outcome) => outcome,
+            None => self.run_to_end(connected).await,
+        };
+        end.send_modify(|end| {
+            *end = match (outcome, std::mem::take(end)) {
+                (_, End::Known(result)) => End::Known(result),
+                (_, End::Lost(why)) => End::Lost(why),
+                (Err(why), _) => End::Lost(why),
+                (Ok(result), End::Open) => End::Partly(result),
+                (Ok(result), End::Partly(other)) => {
+                    End::Known(ExecResult { output_cut: result.output_cut | other.output_cut, ..result })
+                }
             }
-            Some(Event::Exit(exit)) => return ExecResult::new(&exit).map_err(|e| e.to_string()),
-            Some(Event::Output(_)) => return Err("the box sent a stream that was not asked for".into()),
-            None => return Err("the box ended a stream without an exit".into()),
+        });
+    }
+
+    /// Moves what came with the start; `None` if that is not all.
+    async fn read_head(&mut self, head: Option<Head>) -> Option<Result<ExecResult, String>> {
+        let mut head = head?;
+        loop {
+            match head.recv().await {
+                Some(Part::Output(chunk)) => self.deliver(chunk).await,
+                Some(Part::Exit(exit)) => {
+                    let result = ExecResult::new(&exit).map_err(|e| e.to_string());
+                    return Some(result.map(|result| self.with_gap(result)));
+                }
+                Some(Part::Nonsense(why)) => return Some(Err(why.to_owned())),
+                // There is more, or the connection was lost: both show when it is asked for.
+                Some(Part::Beyond) | None => return None,
+            }
+        }
+    }
+
+    fn with_gap(&self, result: ExecResult) -> ExecResult {
+        ExecResult { output_cut: result.output_cut | self.gap, ..result }
+    }
+
+    async fn run_to_end(&mut self, mut connected: Connected) -> Result<ExecResult, String> {
+        let mut fruitless = 0;
+        loop {
+            let (begun, before) = (Instant::now(), self.position);
+            let mut why = match self.read(&connected).await {
+                Ok(result) => return Ok(self.with_gap(result)),
+                Err(Stopped::Failed(why)) => return Err(why),
+                Err(Stopped::Broken(why)) => why,
+            };
+            self.link.lost(&connected);
+            // A box that hangs up as soon as it is called does not get called for ever.
+            fruitless = if self.position > before || begun.elapsed() > AT_ONCE { 0 } else { fruitless + 1 };
+            if fruitless > FRUITLESS {
+                return Err(why);
+            }
+            let given_up = Instant::now() + PATIENCE;
+            connected = loop {
+                match self.link.portal().await {
+                    Ok(connected) => break connected,
+                    Err(cause) => why = format!("{why}; {cause}"),
+                }
+                if Instant::now() + PAUSE >= given_up {
+                    return Err(why);
+                }
+                tokio::time::sleep(PAUSE).await;
+                why.truncate(why.find("; ").unwrap_or(why.len()));
+            };
+        }
+    }
+
+    /// Hands on what is new in a chunk.
+    async fn deliver(&mut self, chunk: v1::Output) {
+        // What was dropped before this execution was first attached to is nobody's loss.
+        self.gap |= self.begun && chunk.offset > self.position;
+        self.begun = true;
+        let seen = usize::try_from(self.position.saturating_sub(chunk.offset)).unwrap_or(usize::MAX);
+        let data = chunk.data.slice(seen.min(chunk.data.len())..);
+        self.position = self.position.max(chunk.offset.saturating_add(chunk.data.len() as u64));
+        // A reader that was dropped does not want it; the process goes on.
+        drop(self.output.send(data).await);
+    }
+
+    async fn read(&mut self, connected: &Connected) -> Result<ExecResult, Stopped> {
+        let told = |status: Status| {
+            let text = rpc::shown(status.message());
+            match status.code() {
+                Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => Stopped::Failed(text),
+                _ => Stopped::Broken(text),
+            }
+        };
+        let failed = |text: &str| Stopped::Failed(text.to_owned());
+        let mut request = v1::AttachRequest {
+            execution_id: self.id.clone(),
+            streams: vec![self.kind.into()],
+            ..Default::default()
+        };
+        match self.kind {
+            v1::StreamKind::Stderr => request.stderr_from = self.position,
+            _ => request.stdout_from = self.position,
+        }
+        let mut stream = connected.portal.execution().attach(request).await.map_err(told)?.into_inner();
+        loop {
+            match stream.message().await.map_err(told)?.and_then(|message| message.event) {
+                Some(Event::Output(chunk)) if chunk.stream == i32::from(self.kind) => {
+                    self.deliver(chunk).await;
+                }
+                Some(Event::Exit(exit)) => {
+                    return ExecResult::new(&exit).map_err(|e| Stopped::Failed(e.to_string()));
+                }
+                Some(Event::Output(_)) => return Err(failed("the box sent a stream that was not asked for")),
+                None => return Err(Stopped::Broken("the box ended a stream without an exit".into())),
+            }
         }
     }
 }

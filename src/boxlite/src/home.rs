@@ -4,6 +4,7 @@
 //!   <home>/
 //!     boxes/<id>/   one folder a box, see `boxlite_control::BoxFiles`
 //!     images/       see `image::store`
+//!     volumes/<name>/   named volumes, see `volumes`
 //!     cache/        what all boxes share and can be made again: boot disks, kernels, empty file systems
 //!     tmp/          what is being made or removed; anything here may be deleted when nobody has it locked
 //!     boxlite.db    which boxes there are, see `store`
@@ -48,7 +49,9 @@ impl Home {
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
         let home = Self { root };
         home.refuse_what_is_no_home()?;
-        for folder in [home.root.clone(), home.boxes(), home.images(), home.cache(), home.tmp()] {
+        for folder in
+            [home.root.clone(), home.boxes(), home.images(), home.volumes(), home.cache(), home.tmp()]
+        {
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| {
                 storage(format!("cannot make the folder {}", folder.display()), e)
                     .with_hint("choose another one with BOXLITE_HOME or --home")
@@ -99,6 +102,11 @@ impl Home {
 
     pub(crate) fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// See `volumes`.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
 
     pub(crate) fn cache(&self) -> PathBuf {

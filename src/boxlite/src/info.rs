@@ -10,6 +10,7 @@ use boxlite_control::{
 use crate::error::{Error, ErrorKind, RemoteCause};
 use crate::health::{HealthReport, HealthStatus};
 use crate::record::BoxRecord;
+use crate::volume::{self, MountInfo};
 
 /// The status of a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,6 +174,8 @@ pub struct BoxInfo {
     pub auto_stop: Option<Duration>,
     /// It is stopped this long after its start.
     pub max_duration: Option<Duration>,
+    /// What is mounted over its image.
+    pub mounts: Vec<MountInfo>,
     /// The box is removed when it stops.
     pub auto_remove: bool,
     /// The box goes on without the process that started it.
@@ -208,6 +211,7 @@ impl BoxInfo {
             next_start_at: None,
             auto_stop: limit(record.idle_timeout_millis),
             max_duration: limit(record.max_duration_millis),
+            mounts: volume::mounts(record),
             auto_remove: record.auto_remove,
             detach: record.detach,
         };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boxlite_control::{
-    BoxFiles, ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, VERSION, VmSpec,
-    VsockPort, step,
+    BoxFiles, ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ShareSpec,
+    VERSION, VmSpec, VsockPort, step,
 };
 use boxlite_portal::ports;
 
@@ -19,6 +19,7 @@ use crate::options::Engine;
 use crate::programs;
 use crate::record::BoxRecord;
 use crate::runtime::{RuntimeInner, blocking};
+use crate::volume;
 
 /// How long the main command of a box gets to end when the program that owns it ends.
 const OWNER_GONE_GRACE: Duration = Duration::from_millis(500);
@@ -69,6 +70,15 @@ impl RuntimeInner {
         let files = self.home.files(&record.id);
         self.check_policy(&record.image_digest, record.image_name.as_deref())?;
         let image = self.store.disk(&record.image_digest, watch).map_err(image_error)?;
+        let (volumes, mut mounts) = volume::share(&record.volumes, |name| self.managed_volume(name))?;
+        mounts.extend(record.container.mounts.iter().cloned());
+        let container = ContainerSpec {
+            await_attach: how.await_attach,
+            mounts: volume::in_order(mounts),
+            ..record.container.clone()
+        };
+        let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let share = ShareSpec { socket: files.share_socket(), owner, volumes };
         let disk = |path, format, read_only| DiskSpec { path, format, read_only };
         let port = |port, path, direction| VsockPort { port, path, direction };
         let vm = VmSpec {
@@ -84,6 +94,7 @@ impl RuntimeInner {
                 port(ports::PORTAL, files.portal_socket(), Direction::HostToGuest),
                 port(ports::BOOT, files.boot_socket(), Direction::GuestToHost),
             ],
+            share: Some(share).filter(|share| !share.volumes.is_empty()),
         };
         let config = MonitorConfig {
             version: VERSION,
@@ -100,7 +111,7 @@ impl RuntimeInner {
                 Engine::Qemu => EngineChoice::Qemu,
             },
             vm,
-            container: ContainerSpec { await_attach: how.await_attach, ..record.container.clone() },
+            container,
             detached: record.detach || how.detach,
             auto_remove: record.auto_remove,
             boot_timeout_millis: u64::try_from(self.boot_timeout.as_millis()).unwrap_or(u64::MAX),

@@ -24,8 +24,10 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod begin;
 mod changes;
 mod command;
+mod copy;
 mod create;
 mod disk;
 mod doctor;
@@ -33,6 +35,8 @@ mod erofs;
 mod error;
 mod events;
 mod execution;
+mod files;
+mod head;
 mod health;
 mod home;
 pub mod image;
@@ -40,6 +44,7 @@ mod images;
 mod info;
 mod launch;
 mod lifecycle;
+mod link;
 mod litebox;
 mod login;
 mod logs;
@@ -58,13 +63,19 @@ mod signal;
 mod stats;
 mod store;
 mod tail;
+mod transfer;
+mod ulimit;
 mod usage;
+mod volume;
+mod volumes;
 
 pub use command::BoxCommand;
+pub use copy::{CopyOptions, CopyProgress, CopySummary};
 pub use doctor::{Check, Diagnosis, Health};
 pub use error::{BoxliteError, BoxliteResult, Error, ErrorKind, Result, StartFailure};
 pub use events::{BoxEvent, BoxEventKind, EventOptions, EventStream};
 pub use execution::{ExecOutput, ExecResult, ExecStdin, Execution};
+pub use files::{FileEvent, FileEventKind, FileInfo, FileKind, FileWatch, Files, WriteOptions};
 pub use health::{HealthCheckOptions, HealthProbe, HealthReport, HealthStatus};
 pub use images::{ImageDetails, ImageHandle, PullOptions, PullPolicy};
 pub use info::{BoxInfo, BoxStatus, StopReason};
@@ -80,7 +91,10 @@ pub use registry::{
 pub use runtime::BoxliteRuntime;
 pub use signal::parse_signal;
 pub use stats::{BoxMetrics, BoxStats, GuestStats, RuntimeMetrics};
+pub use ulimit::Ulimit;
 pub use usage::{DiskUsage, SystemPruned, UsageGroup};
+pub use volume::{MountInfo, TmpfsSpec, VolumeSpec};
+pub use volumes::{VolumeHandle, VolumeInfo, VolumeOptions};
 
 /// The version of this library.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

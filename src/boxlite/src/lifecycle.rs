@@ -20,6 +20,7 @@ use crate::recovery::RELEASE;
 use crate::runtime::blocking;
 use crate::stats::count;
 use crate::tail;
+use crate::volume::VolumeSpec;
 
 /// How long a box may take to end after it was asked to, beyond the grace of its main command: its disk is written out,
 /// its machine killed. The monitor keeps the bounds; this one only catches a monitor that hangs.
@@ -78,6 +79,10 @@ pub struct BoxUpdate {
     pub auto_stop: Option<Option<Duration>>,
     /// See [`BoxOptions::max_duration`](crate::BoxOptions::max_duration); `Some(None)` takes the limit away. At once.
     pub max_duration: Option<Option<Duration>>,
+    /// Volumes to add, from the next start on.
+    pub add_volumes: Vec<VolumeSpec>,
+    /// Places in the box whose volumes are taken away, from the next start on. That happens before others are added.
+    pub remove_volumes: Vec<String>,
 }
 
 impl BoxUpdate {
@@ -377,6 +382,34 @@ impl LiteBox {
         })?
     }
 
+    /// Lets the box go on when the program ends that started it, as if it had been created to
+    /// [`detach`](crate::BoxOptions::detach). One that is detached already stays so.
+    ///
+    /// # Errors
+    /// `Stopped` when it does not run, `InvalidState` when another program started it, or when it has been removed. After any
+    /// error it can be asked for again.
+    pub async fn release(&self) -> Result<()> {
+        if self.info()?.detach {
+            return Ok(());
+        }
+        let refused = |kind, why: &str| Error::new(kind, format!("box {} {why}", self.id()));
+        let monitor = self.own_monitor();
+        let monitor = monitor.ok_or_else(|| {
+            refused(ErrorKind::InvalidState, "belongs to the program that started it, which is another one")
+        })?;
+        let view = monitor.view();
+        if view.over || view.is_final() {
+            return Err(refused(ErrorKind::Stopped, "does not run any more"));
+        }
+        // The monitor first: a record that says more than it knows would keep us from asking again.
+        monitor.release().await?;
+        let (runtime, id) = (self.inner.runtime.clone(), self.id().to_owned());
+        let change = move || Ok(runtime.boxes.update(&id, |record| record.detach = true)?);
+        let record = blocking(change).await.map_err(|error| self.unless_removed(error))?;
+        self.inner.runtime.tell(&record, EventKind::Updated);
+        Ok(())
+    }
+
     /// Changes what the box is asked to be.
     ///
     /// # Errors
@@ -394,7 +427,13 @@ impl LiteBox {
                 let message = "a box that removes itself cannot have a restart policy";
                 return Err(Error::new(ErrorKind::InvalidArgument, message));
             }
+            // Under the lock under which volumes are removed.
+            let _changing = runtime.home.lock()?;
+            let volumes = runtime.changed_volumes(&id, &change)?;
             let changed = runtime.boxes.update(&id, |record| {
+                if let Some(volumes) = volumes {
+                    record.volumes = volumes;
+                }
                 record.cpus = change.cpus.unwrap_or(record.cpus);
                 record.memory_mib = change.memory_mib.unwrap_or(record.memory_mib);
                 record.restart = change.restart.unwrap_or(record.restart);

@@ -3,22 +3,25 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use boxlite_control::{Admission, BoxFiles, Order, Phase, SocketPath, admit, step};
+use boxlite_control::{Admission, BoxFiles, Order, Phase, admit, step};
 use boxlite_portal::client::Portal;
 use boxlite_portal::{MAIN, v1};
 use tracing::{Instrument, info_span};
 
+use crate::begin::Begun;
 use crate::command::BoxCommand;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, OnDrop};
 use crate::home::new_id;
 use crate::info::BoxInfo;
 use crate::launch::StartHow;
+use crate::link::{Connected, Link};
 use crate::monitor::{Monitor, Observed, View};
 use crate::record::BoxRecord;
 use crate::rpc;
 use crate::runtime::RuntimeInner;
 use crate::stats::count;
+use crate::ulimit::Ulimit;
 
 /// A handle to a box. Cheap to clone. The box goes on when a handle is dropped; see [`BoxOptions::detach`] for what
 /// ends it.
@@ -34,8 +37,7 @@ pub(crate) struct Inner {
     pub(crate) runtime: Arc<RuntimeInner>,
     record: BoxRecord,
     pub(crate) files: BoxFiles,
-    /// The connection that the last call used. Only looked at and replaced under the lock, never used under it.
-    portal: Mutex<Option<Portal>>,
+    pub(crate) link: Link,
     /// The last monitor that this handle has seen at work: it knows the end of a box that has removed itself.
     monitor: Mutex<Option<Arc<Monitor>>>,
 }
@@ -47,8 +49,8 @@ impl LiteBox {
             inner: Arc::new(Inner {
                 runtime,
                 record,
+                link: Link::new(&files.portal_socket()),
                 files,
-                portal: Mutex::new(None),
                 monitor: Mutex::new(None),
             }),
         }
@@ -177,7 +179,7 @@ impl LiteBox {
     }
 
     /// Brings the box into a state in which such an order goes, or says why it cannot be.
-    async fn ready(&self, order: Order, how: StartHow) -> Result<()> {
+    pub(crate) async fn ready(&self, order: Order, how: StartHow) -> Result<()> {
         let phase = self.look()?.phase();
         match admit(phase, order) {
             Admission::Refuse(refusal) => Err(self.refused(refusal)),
@@ -197,32 +199,40 @@ impl LiteBox {
             process: Some(self.process(&command)),
             timeout_millis: timeout,
             quiet: false,
+            keep_orphans: command.keep_orphans,
+            detached: command.detach,
+            capabilities_add: command.cap_add.clone(),
+            capabilities_drop: command.cap_drop.clone(),
         };
-        let (portal, answer) = self.call_exec(request).await?;
+        let link = self.inner.link.clone();
+        let stdin = (command.stdin || command.tty.is_some()).then_some(OnDrop::Close);
+        let whole = !command.detach;
+        let (connected, begun) = self.call_exec(request).await?;
         step::reached("library", "exec-asked");
-        match answer.outcome {
-            Some(v1::exec_response::Outcome::Started(_)) => {
-                let stdin = command.stdin || command.tty.is_some();
-                Ok(Execution::attach(portal, id, stdin.then_some(OnDrop::Close)))
-            }
-            Some(v1::exec_response::Outcome::Failure(failure)) => {
-                Err(rpc::not_started(&command.command, &failure))
-            }
-            None => Err(Error::new(ErrorKind::Portal, "the box gave an empty answer")),
+        match begun {
+            Begun::Started(head) => Ok(Execution::attach(link, &connected, id, stdin, head, whole)),
+            Begun::Failed(failure) => Err(rpc::not_started(&command.command, &failure)),
         }
     }
 
     /// Asks for an execution; once more on a new connection when the one that was there has broken. That starts nothing
     /// twice, since the id is ours.
-    async fn call_exec(&self, request: v1::ExecRequest) -> Result<(Portal, v1::ExecResponse)> {
+    async fn call_exec(&self, request: v1::ExecRequest) -> Result<(Connected, Begun)> {
         let mut again = true;
         loop {
-            let portal = self.portal().await?;
+            let connected = self.connected().await?;
             step::reached("library", "exec-connected");
-            match rpc::call("cannot run a command", portal.execution().exec(request.clone())).await {
-                Ok(answer) => return Ok((portal, answer)),
+            // The head of the output comes along where somebody is there for it. What was begun before is attached to.
+            let old = connected.portal.version() < boxlite_portal::version::FILES;
+            let begun = if request.detached || !again || old {
+                Begun::exec(&connected, request.clone()).await
+            } else {
+                Begun::run(&connected, request.clone()).await
+            };
+            match begun {
+                Ok(begun) => return Ok((connected, begun)),
                 Err(error) if error.kind() == ErrorKind::Portal => {
-                    self.forget_portal();
+                    self.inner.link.lost(&connected);
                     if !again {
                         return Err(error);
                     }
@@ -250,7 +260,7 @@ impl LiteBox {
                 .tty
                 .map(|(rows, columns)| v1::TerminalSize { rows: rows.into(), columns: columns.into() }),
             stdin: command.stdin || command.tty.is_some(),
-            rlimits: Vec::new(),
+            rlimits: command.ulimits.iter().map(Ulimit::to_wire).collect(),
         }
     }
 
@@ -264,32 +274,74 @@ impl LiteBox {
         self.attach_now().await
     }
 
+    /// Attaches to a command by its id, from any process: to what it writes from now on, and what was kept of what it
+    /// wrote last, at most 256 KiB of each stream. Its standard input, where it has one that nobody else writes to, can
+    /// be written, and stays open when the writer is dropped. An id of a command that has ended gives its last output and its
+    /// exit, as long as the box remembers it: the last 256 are.
+    ///
+    /// # Errors
+    /// When the box does not run, does not know the id, or does not answer.
+    pub async fn attach_to(&self, execution_id: &str) -> Result<Execution> {
+        if execution_id == MAIN {
+            return self.attach().await;
+        }
+        self.ready(Order::Attach, StartHow::default()).await?;
+        let mut again = true;
+        let connected = loop {
+            let connected = self.connected().await?;
+            // Whether it is there, before streams are opened whose error would come later.
+            let request = v1::SignalRequest { execution_id: execution_id.to_owned(), signal: 0, all: false };
+            let mut call = connected.portal.execution();
+            match rpc::call("cannot attach", call.signal(request)).await {
+                Err(error) if error.kind() == ErrorKind::Portal && std::mem::take(&mut again) => {
+                    self.inner.link.lost(&connected);
+                }
+                // It has ended, or the agent knows no signal 0; in any case it knows the execution.
+                Ok(_) => break connected,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::InvalidState | ErrorKind::InvalidArgument) =>
+                {
+                    break connected;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let stdin = Some(OnDrop::LeaveOpen);
+        Ok(Execution::attach(
+            self.inner.link.clone(),
+            &connected,
+            execution_id.to_owned(),
+            stdin,
+            None,
+            false,
+        ))
+    }
+
     pub(crate) async fn attach_now(&self) -> Result<Execution> {
         // On a connection of its own: one that was kept may belong to a machine that has ended.
         self.forget_portal();
-        let portal = self.portal().await?;
+        let connected = self.connected().await?;
         let stdin = self.record().container.main.stdin.then_some(OnDrop::LeaveOpen);
-        Ok(Execution::attach(portal, MAIN.to_owned(), stdin))
+        Ok(Execution::attach(self.inner.link.clone(), &connected, MAIN.to_owned(), stdin, None, false))
     }
 
-    async fn portal(&self) -> Result<Portal> {
-        let cached = self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(portal) = cached {
-            return Ok(portal);
-        }
-        let socket = self.inner.files.portal_socket();
-        let connect = async {
-            let path = SocketPath::new(&socket).map_err(|e| self.unreachable(Box::new(e)))?;
-            let connected = Portal::connect(path.path(), rpc::BUILD, rpc::DEADLINE).await;
-            connected.map_err(|e| self.unreachable(Box::new(e)))
-        };
-        let portal = connect.await?;
-        *self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner) = Some(portal.clone());
-        Ok(portal)
+    /// The way to its agent.
+    pub(crate) fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// A connection to its agent that has just answered: what was kept may have broken since.
+    pub(crate) async fn live(&self) -> Result<Portal> {
+        self.inner.link.live().await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// The connection to its agent.
+    pub(crate) async fn connected(&self) -> Result<Connected> {
+        self.inner.link.portal().await.map_err(|cause| self.unreachable(cause))
     }
 
     /// Why the portal cannot be reached: because the box does not run, most of the time.
-    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    pub(crate) fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
         let status = match self.info() {
             Ok(info) => info.status,
             Err(error) => return error,
@@ -301,8 +353,8 @@ impl LiteBox {
         Error::new(ErrorKind::Stopped, format!("box {} does not run: it is {}", self.id(), status.name()))
     }
 
-    /// A connection that failed is not used again.
+    /// The next call makes a connection of its own.
     pub(crate) fn forget_portal(&self) {
-        *self.inner.portal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.inner.link.forget();
     }
 }

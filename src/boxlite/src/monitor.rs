@@ -5,8 +5,8 @@
 //!   attach ─▶ control.sock, Watch ──────▶ updates ──▶ the same
 //! ```
 //!
-//! The task owns the socket and, for a spawned monitor, the child. Dropping the last [`Monitor`] ends the task and with
-//! it the lifeline: the monitor of a box that is not detached then ends the box.
+//! The task owns the socket's reading half and, for a spawned monitor, the child. Dropping the last [`Monitor`] ends the task
+//! and, with both halves, the lifeline: the monitor of a box that is not detached then ends the box, unless it was released.
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -17,10 +17,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use boxlite_control::{
-    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Phase, Request, Response, SocketPath, State,
+    BoxFiles, ErrorRecord, FailureKind, MonitorConfig, Phase, RELEASE, Request, Response, SocketPath, State,
     StatusFile, StatusUpdate, VERSION, boot_id, frame, step,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -78,6 +80,8 @@ pub(crate) struct Monitor {
     spawned: Instant,
     view: watch::Receiver<View>,
     task: JoinHandle<()>,
+    /// Our half of the lifeline, if it is ours. It ends when both halves are dropped, or the process ends.
+    lifeline: Option<tokio::sync::Mutex<OwnedWriteHalf>>,
 }
 
 impl Drop for Monitor {
@@ -113,8 +117,9 @@ impl Monitor {
         })?;
         step::reached("library", "monitor-configured");
         let (sender, view) = watch::channel(View::default());
-        let task = tokio::spawn(follow_lifeline(lifeline, child, sender));
-        Ok(Self { spawned, view, task })
+        let (read, write) = lifeline.into_split();
+        let task = tokio::spawn(follow_lifeline(read, child, sender));
+        Ok(Self { spawned, view, task, lifeline: Some(write.into()) })
     }
 
     /// Listens to a monitor that somebody else started, and waits for the first that it says; `None` when none runs, or the
@@ -123,12 +128,26 @@ impl Monitor {
         let Some(connection) = request(files, &Request::Watch).await? else { return Ok(None) };
         let (sender, view) = watch::channel(View::default());
         let task = tokio::spawn(follow_control(connection, sender));
-        let monitor = Self { spawned: Instant::now(), view, task };
+        let monitor = Self { spawned: Instant::now(), view, task, lifeline: None };
         let first = tokio::time::timeout(CONTROL_DEADLINE, monitor.until(|view| view.update.is_some())).await;
         let view = first.map_err(|_| {
             Error::new(ErrorKind::Engine, format!("the monitor did not answer within {CONTROL_DEADLINE:?}"))
         })?;
         Ok(view.update.is_some().then_some(monitor))
+    }
+
+    /// Lets the box go on when this process has ended. One that another process started is not ours to let go.
+    pub(crate) async fn release(&self) -> Result<()> {
+        let Some(lifeline) = &self.lifeline else {
+            return Err(Error::new(
+                ErrorKind::InvalidState,
+                "the box belongs to the program that started it",
+            ));
+        };
+        // A byte has room: nothing else was sent since the configuration was read.
+        lifeline.lock().await.write_all(&[RELEASE]).await.map_err(|e| {
+            Error::new(ErrorKind::Stopped, "the monitor of the box does not listen any more").with_source(e)
+        })
     }
 
     /// When this end of it was made.
@@ -179,7 +198,7 @@ impl Monitor {
     }
 }
 
-async fn follow_lifeline(mut lifeline: UnixStream, mut child: Child, sender: watch::Sender<View>) {
+async fn follow_lifeline(mut lifeline: OwnedReadHalf, mut child: Child, sender: watch::Sender<View>) {
     loop {
         match frame::receive::<StatusUpdate, _>(&mut lifeline).await {
             Ok(Some(update)) => sender.send_modify(|view| view.advance(update)),

@@ -1,6 +1,6 @@
 //! What a caller can ask for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use crate::image::Limits;
 use crate::images::PullPolicy;
 use crate::registry::{ImageRegistry, ImageRegistryProxy};
 use crate::signal::parse_signal;
+use crate::ulimit::Ulimit;
+use crate::volume::{TmpfsSpec, VolumeSpec};
 
 /// The environment variables that the library reads.
 pub mod env_vars {
@@ -169,6 +171,8 @@ pub mod limits {
     pub const MAX_NAME: usize = 63;
     /// The most bytes of all labels of a box together.
     pub const MAX_LABELS: usize = 256 << 10;
+    /// The most volumes of a box.
+    pub const MAX_VOLUMES: usize = 64;
 }
 
 /// What a box is to be.
@@ -204,6 +208,13 @@ pub struct BoxOptions {
     pub cap_add: Vec<String>,
     /// Capabilities of the default set to leave out.
     pub cap_drop: Vec<String>,
+    /// Resource limits of the main command; those not named are the box's own, which for open files is 1,048,576. Later
+    /// ones win.
+    pub ulimits: Vec<Ulimit>,
+    /// Folders and files of the host, and named volumes. At most 64.
+    pub volumes: Vec<VolumeSpec>,
+    /// File systems in memory.
+    pub tmpfs: Vec<TmpfsSpec>,
     /// What the file system starts from.
     pub rootfs: RootfsSpec,
     /// When a registry is asked for the image. Default: when it is not in the store.
@@ -252,6 +263,9 @@ impl Default for BoxOptions {
             tty: false,
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
+            ulimits: Vec::new(),
+            volumes: Vec::new(),
+            tmpfs: Vec::new(),
             rootfs: RootfsSpec::Image("alpine:latest".into()),
             pull: PullPolicy::Missing,
             platform: None,
@@ -315,14 +329,20 @@ impl BoxOptions {
                 return invalid(format!("`{}` is no host name", name.escape_debug()));
             }
         }
-        let capabilities: HashSet<_> = self.cap_add.iter().chain(&self.cap_drop).collect();
-        for name in capabilities {
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || c == '_') {
-                return invalid(format!("`{}` is no capability", name.escape_debug()));
-            }
-        }
-        Ok(())
+        validate_capabilities(self.cap_add.iter().chain(&self.cap_drop))?;
+        self.ulimits.iter().try_for_each(Ulimit::validate)
     }
+}
+
+/// Checks how capabilities are spelled; whether there are such is for the guest's kernel to say.
+pub(crate) fn validate_capabilities<'a>(names: impl Iterator<Item = &'a String>) -> Result<()> {
+    for name in names {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || c == '_') {
+            let message = format!("`{}` is no capability", name.escape_debug());
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+    }
+    Ok(())
 }
 
 /// Checks what a machine may have.

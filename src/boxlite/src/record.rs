@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, storage};
+use crate::volume::VolumeRecord;
 
 /// The version that is written; readable without knowing the rest.
 const VERSION: u32 = 2;
@@ -60,6 +61,9 @@ pub(crate) struct BoxRecord {
     pub(crate) stop_grace_millis: u64,
     #[serde(default = "yes")]
     pub(crate) log: bool,
+    /// Volumes; memory is in `container.mounts`.
+    #[serde(default)]
+    pub(crate) volumes: Vec<VolumeRecord>,
 }
 
 fn yes() -> bool {
@@ -109,6 +113,7 @@ impl BoxRecord {
             stop_signal: SIGTERM,
             stop_grace_millis: STOP_GRACE_MILLIS,
             log: true,
+            volumes: Vec::new(),
         }
     }
 

@@ -11,6 +11,8 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use crate::monitor::{self, Observed};
 use crate::record::{BoxRecord, read_bounded};
 use crate::runtime::RuntimeInner;
 use crate::store::StoreError;
+use crate::volume::VolumeSource;
 
 /// How long a box may take to be gone after its end: its monitor says good-bye and removes files.
 pub(crate) const RELEASE: Duration = Duration::from_secs(30);
@@ -59,7 +62,9 @@ impl RuntimeInner {
             let error = Some(error.messages.join(": "));
             self.tell(record, EventKind::Exited { exit: None, reason: None, error, restart_millis: None });
         }
-        for socket in [files.control_socket(), files.portal_socket(), files.boot_socket()] {
+        let sockets =
+            [files.control_socket(), files.portal_socket(), files.boot_socket(), files.share_socket()];
+        for socket in sockets {
             match fs::remove_file(&socket) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     tracing::warn!(error = %e, socket = %socket.display(), "cannot remove a socket");
@@ -137,10 +142,12 @@ impl RuntimeInner {
             Err(e) => return Err(storage(format!("cannot remove {}", files.folder().display()), e)),
         }
         self.boxes.delete(&record.id)?;
+        let anonymous = record.volumes.iter().any(|volume| matches!(volume.source, VolumeSource::Managed(_)));
         // What is in the trash is nobody's: others may help to delete it.
         drop(changing);
         step::reached("library", "remove-deleted");
-        delete(&trash)
+        delete(&trash)?;
+        if anonymous { self.drop_anonymous_volumes() } else { Ok(()) }
     }
 
     /// Clears away what killed processes left. What cannot be cleared away is told and left.
@@ -159,6 +166,9 @@ impl RuntimeInner {
                 Err(error) => told("boxes cannot be looked through", &error.into()),
             },
             Err(error) => told("boxes cannot be looked through", &error),
+        }
+        if let Err(error) = self.drop_anonymous_volumes() {
+            told("volumes of boxes that have gone cannot be removed", &error);
         }
         match self.boxes.all() {
             Ok(records) => {
@@ -250,8 +260,14 @@ impl RuntimeInner {
 }
 
 /// Deletes a folder that others may be deleting as well.
-fn delete(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
+pub(crate) fn delete(folder: &Path) -> Result<()> {
+    // Of boxes' making in part: deeper, perhaps, than a stack.
+    let remove = || {
+        let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(()) };
+        let name = std::ffi::CString::new(name.as_bytes())?;
+        boxlite_copy::remove_tree(fs::File::open(parent)?.as_fd(), &name)
+    };
+    match remove() {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(storage(format!("cannot remove {}", folder.display()), e))
         }

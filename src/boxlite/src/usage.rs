@@ -21,6 +21,8 @@ pub struct DiskUsage {
     pub boxes: UsageGroup,
     /// Images: their disks, their layers as they came, downloads under way.
     pub images: UsageGroup,
+    /// Volumes; those that no box has are not in use.
+    pub volumes: UsageGroup,
     /// What all boxes share and can be made again.
     pub cache_bytes: u64,
     /// What is being made or removed, logins, settings.
@@ -44,7 +46,7 @@ pub struct UsageGroup {
 impl DiskUsage {
     /// All together.
     pub fn total_bytes(&self) -> u64 {
-        self.boxes.bytes + self.images.bytes + self.cache_bytes + self.other_bytes
+        self.boxes.bytes + self.images.bytes + self.volumes.bytes + self.cache_bytes + self.other_bytes
     }
 }
 
@@ -120,6 +122,17 @@ impl RuntimeInner {
             bytes: take(&self.home.images())? + take(&self.home.root().join("blobs"))?,
             reclaimable_bytes: images.reclaimable_bytes,
         };
+        for volume in self.volume_uses()? {
+            let bytes = take(&volume.place)?;
+            usage.volumes.count += 1;
+            usage.volumes.bytes += bytes;
+            if volume.used {
+                usage.volumes.active += 1;
+            } else {
+                usage.volumes.reclaimable_bytes += bytes;
+            }
+        }
+        usage.volumes.bytes += take(&self.home.volumes())?;
         usage.cache_bytes = take(&self.home.cache())?;
         // Memory that those share who have the database open, this process among them. It goes with the last of them.
         take(&self.home.root().join(store::SHARED_MEMORY))?;
@@ -128,25 +141,39 @@ impl RuntimeInner {
     }
 }
 
+/// What a tree takes, in bytes of allocated blocks.
+pub(crate) fn of_tree(path: &Path) -> Result<u64> {
+    allocated(path, &mut HashSet::new())
+}
+
 /// What a file, or a folder with all below it, takes; what was counted before is left out. What vanishes meanwhile takes
-/// nothing.
+/// nothing, and neither does what lies so deep that it has no path: boxes fill volumes as they like.
 fn allocated(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<u64> {
-    let failed = |error: io::Error| storage(format!("cannot look at {}", path.display()), error);
-    let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(failed(error)),
-    };
-    let is_new = seen.insert((meta.dev(), meta.ino()));
-    let mut bytes = if is_new { meta.blocks() * 512 } else { 0 };
-    if meta.is_dir() && is_new {
-        let entries = match fs::read_dir(path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(bytes),
-            Err(error) => return Err(failed(error)),
+    let failed = |path: &Path, error: io::Error| storage(format!("cannot look at {}", path.display()), error);
+    let passed =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename);
+    let mut bytes = 0;
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = match fs::symlink_metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) if passed(&error) => continue,
+            Err(error) => return Err(failed(&path, error)),
         };
-        for entry in entries {
-            bytes += allocated(&entry.map_err(failed)?.path(), seen)?;
+        if !seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        bytes += meta.blocks() * 512;
+        if meta.is_dir() {
+            match fs::read_dir(&path) {
+                Ok(entries) => {
+                    for entry in entries {
+                        pending.push(entry.map_err(|error| failed(&path, error))?.path());
+                    }
+                }
+                Err(error) if passed(&error) => {}
+                Err(error) => return Err(failed(&path, error)),
+            }
         }
     }
     Ok(bytes)

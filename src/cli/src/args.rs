@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Start(TargetsArgs),
     /// Run a command in a running box
     Exec(ExecArgs),
+    /// Copy files between the host and a box
+    Cp(CpArgs),
     /// Connect to the main command of a running box
     Attach(AttachArgs),
     /// List boxes
@@ -93,6 +95,9 @@ pub(crate) enum Command {
     /// Look at disk usage, and remove what is not used
     #[command(subcommand)]
     System(SystemCommand),
+    /// Work with volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Log in to a registry
     Login(LoginArgs),
     /// Log out of a registry
@@ -132,6 +137,51 @@ pub(crate) enum ImageCommand {
     Tag(TagArgs),
     /// Remove images without a name, and files that belong to no image
     Prune(PruneArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume
+    Create(VolumeCreateArgs),
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls(VolumeLsArgs),
+    /// Show all that is known of volumes, as JSON
+    Inspect(VolumesArgs),
+    /// Remove volumes that no box has, with all that is in them
+    #[command(visible_alias = "remove")]
+    Rm(VolumesArgs),
+    /// Remove what is left of boxes that have gone; with --all every volume that no box has
+    Prune(PruneArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeCreateArgs {
+    /// How much it holds at most, such as 10g; a bare number is bytes [default: no limit]
+    #[arg(long, visible_alias = "quota", value_name = "SIZE")]
+    pub(crate) size: Option<Bytes>,
+    /// Set a label; may be given several times
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// Name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeLsArgs {
+    /// Only names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumesArgs {
+    /// Names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -175,6 +225,31 @@ pub(crate) struct ProcessArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// Keep user and group ids; out of a box that needs root
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Copy what a symbolic link leads to, when SOURCE is one
+    #[arg(short = 'L', long, visible_alias = "follow-symlinks")]
+    pub(crate) follow_link: bool,
+    /// What is there already is an error
+    #[arg(long)]
+    pub(crate) no_overwrite: bool,
+    /// Owner of what is copied into a box [default: the user of its main command]
+    #[arg(long, value_name = "USER[:GROUP]", conflicts_with = "archive")]
+    pub(crate) chown: Option<String>,
+    /// Say nothing of what is done
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// A path here, BOX:PATH, or `-` for a tar archive on standard input
+    #[arg(value_name = "SOURCE", allow_hyphen_values = true)]
+    pub(crate) source: String,
+    /// A path here, BOX:PATH, or `-` for a tar archive on standard output
+    #[arg(value_name = "DEST", allow_hyphen_values = true)]
+    pub(crate) dest: String,
 }
 
 #[derive(Debug, Args)]
@@ -261,7 +336,7 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
-    /// Every image that no box uses, not only those without a name
+    /// Also what has a name and nothing uses
     #[arg(short, long)]
     pub(crate) all: bool,
     /// Do not ask
@@ -302,6 +377,18 @@ pub(crate) struct LogoutArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u32);
 
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_size(text, 1).map(Self)
+    }
+}
+
 /// A size in GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskSize(pub(crate) u64);
@@ -324,7 +411,7 @@ impl FromStr for DiskSize {
 }
 
 /// A number with one of Docker's suffixes: b, k, m, g, t, also as `kb` or `KiB`, each 1024 times the one before.
-fn parse_size(text: &str, bare_unit: u64) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str, bare_unit: u64) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, suffix) = text.split_at(digits);
     let suffix = suffix.trim_start().to_ascii_lowercase();

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use boxlite::{MetricsAddress, RestartPolicy};
+use boxlite::{MetricsAddress, RestartPolicy, Ulimit};
 use clap::Args;
 
 use crate::args::{DiskSize, FormatArgs, ProcessArgs, PullWhen, Size};
+use crate::mounts::{Mount, Tmpfs, Volume};
 use crate::time;
 
 /// What a box is to be.
@@ -41,6 +42,19 @@ pub(crate) struct BoxArgs {
     /// Set a label; may be given several times
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub(crate) label: Vec<String>,
+    /// Limit a resource of the main command: NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) ulimit: Vec<Ulimit>,
+    /// Mount a folder or file of the host, a named volume, or one of the box's own: HOST:PATH, NAME:PATH or PATH, with `:ro`
+    /// to refuse writes and `:create` to make a missing folder
+    #[arg(short, long, value_name = "VOLUME")]
+    pub(crate) volume: Vec<Volume>,
+    /// Mount something: type=bind|volume|tmpfs,source=…,target=…,readonly
+    #[arg(long, value_name = "MOUNT")]
+    pub(crate) mount: Vec<Mount>,
+    /// Mount memory: PATH[:size=64m,mode=1777]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tmpfs: Vec<Tmpfs>,
     /// When to run it again: no, on-failure, on-failure:N, always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no")]
     pub(crate) restart: RestartPolicy,
@@ -134,6 +148,24 @@ pub(crate) struct CreateArgs {
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+    /// Start the command, print its id, and leave it to itself; `attach --exec` connects to it
+    #[arg(short, long, conflicts_with = "interactive")]
+    pub(crate) detach: bool,
+    /// Kill the command and all that it started after this time, such as 30s; the exit code is 124 then
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Let processes that the command has started outlive it
+    #[arg(long)]
+    pub(crate) keep_orphans: bool,
+    /// Limit a resource: NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) ulimit: Vec<Ulimit>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub(crate) cap_add: Vec<String>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "CAP")]
+    pub(crate) cap_drop: Vec<String>,
     /// Keys that leave the command running, with -it
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     pub(crate) detach_keys: String,
@@ -147,6 +179,9 @@ pub(crate) struct ExecArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
+    /// Connect to a command that `exec` has started, by its id, instead of the main command
+    #[arg(long, value_name = "ID")]
+    pub(crate) exec: Option<String>,
     /// Do not pass standard input
     #[arg(long)]
     pub(crate) no_stdin: bool,
@@ -252,6 +287,12 @@ pub(crate) struct UpdateArgs {
     /// Stop it this long after its start; 0 for never
     #[arg(long, value_name = "TIME", value_parser = time::duration)]
     pub(crate) max_duration: Option<Duration>,
+    /// Add a volume, as `run -v` takes it, from the next start on
+    #[arg(short, long, value_name = "VOLUME")]
+    pub(crate) volume: Vec<Volume>,
+    /// Take the volume at this place in the box away, from the next start on
+    #[arg(long, value_name = "PATH")]
+    pub(crate) volume_rm: Vec<String>,
     /// Names or ids
     #[arg(required = true, value_name = "BOX")]
     pub(crate) targets: Vec<String>,

@@ -8,6 +8,7 @@ mod commands;
 mod exit;
 mod filter;
 mod keys;
+mod mounts;
 mod output;
 mod progress;
 mod streams;
@@ -58,6 +59,7 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
     match line.command {
         Command::Run(args) => commands::run::run(&runtime, args).await,
         Command::Exec(args) => commands::exec::run(&runtime, args).await,
+        Command::Cp(args) => commands::cp::run(&runtime, args).await,
         Command::Ps(args) => commands::ps::run(&runtime, &args).await,
         Command::Create(args) => commands::run::create(&runtime, args).await,
         Command::Start(args) => commands::each::start(&runtime, &args).await,
@@ -98,6 +100,7 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
         Command::Image(ImageCommand::Prune(args)) => commands::prune::images(&runtime, args).await,
         Command::System(SystemCommand::Df(args)) => commands::df::run(&runtime, &args).await,
         Command::System(SystemCommand::Prune(args)) => commands::prune::system(&runtime, args).await,
+        Command::Volume(command) => commands::volume::run(&runtime, command).await,
         Command::Login(args) => commands::login::login(&runtime, args).await,
         Command::Logout(args) => commands::login::logout(&runtime, args).await,
         Command::Doctor(args) => commands::doctor::run(&runtime, &args).await,

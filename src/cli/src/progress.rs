@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use boxlite::CopyProgress;
 use boxlite::image::Progress;
 
 use crate::output;
@@ -14,6 +15,69 @@ const REDRAW: Duration = Duration::from_millis(100);
 const LINES: usize = 20;
 /// Characters of a bar.
 const BAR: usize = 20;
+
+/// A copy, as one line on a terminal. Elsewhere nothing is shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    shared: Arc<Mutex<Line>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    shown: bool,
+    drawn: bool,
+    begun: Instant,
+    last: Option<Instant>,
+}
+
+impl Copied {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let shown = !quiet && io::stderr().is_terminal();
+        let line = Line { shown, drawn: false, begun: Instant::now(), last: None };
+        Self { shared: Arc::new(Mutex::new(line)) }
+    }
+
+    /// What the library tells goes here.
+    pub(crate) fn teller(&self) -> impl FnMut(CopyProgress) + Send + 'static {
+        let shared = self.shared.clone();
+        move |now| shared.lock().unwrap_or_else(PoisonError::into_inner).draw(now)
+    }
+
+    /// Takes the line away.
+    pub(crate) fn end(&self) {
+        let mut line = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        line.shown = false;
+        if std::mem::take(&mut line.drawn) {
+            // A terminal that has gone needs no line taken away.
+            write!(io::stderr(), "\r\x1b[K").unwrap_or_default();
+        }
+    }
+}
+
+impl Line {
+    fn draw(&mut self, now: CopyProgress) {
+        if !self.shown || self.last.is_some_and(|last| last.elapsed() < REDRAW) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        self.drawn = true;
+        let text = copy_line(now, self.begun.elapsed());
+        // As above.
+        write!(io::stderr(), "\r{text}\x1b[K").and_then(|()| io::stderr().flush()).unwrap_or_default();
+    }
+}
+
+fn copy_line(now: CopyProgress, since: Duration) -> String {
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = output::bytes(now.bytes.saturating_mul(1000) / millis);
+    match now.total {
+        Some(total) if total > 0 => {
+            let percent = now.bytes.saturating_mul(100) / total;
+            format!("{} of {}, {percent} %, {rate}/s", output::bytes(now.bytes), output::bytes(total))
+        }
+        _ => format!("{} files, {}, {rate}/s", now.entries, output::bytes(now.bytes)),
+    }
+}
 
 /// The layers of one image. Clones show the same.
 #[derive(Debug, Clone)]

@@ -23,6 +23,9 @@ const NOBODY_READS: i32 = 141;
 /// 128 + SIGKILL: what is known of a command whose end was not waited for.
 const KILLED: i32 = 137;
 
+/// As timeout(1) has it.
+const OUT_OF_TIME: i32 = 124;
+
 /// How a connection to a command came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -99,7 +102,17 @@ pub(crate) async fn connect(mut execution: Execution, wires: Wires<'_>) -> Resul
                     return if error.kind() == ErrorKind::BrokenPipe { Ok(End::Exit(NOBODY_READS)) } else { Err(error.into()) };
                 }
             }
-            result = execution.wait(), if printed => return Ok(End::Exit(result?.shell_code())),
+            result = execution.wait(), if printed => {
+                let result = result?;
+                if result.output_cut {
+                    exit::message("some output is missing: it was still open, or the connection was lost");
+                }
+                if result.timed_out {
+                    exit::message("the command ran out of time and was killed");
+                    return Ok(End::Exit(OUT_OF_TIME));
+                }
+                return Ok(End::Exit(result.shell_code()));
+            }
             _ = resized.recv(), if follows_us => sending.push(Either::Left(Either::Right(resize(&execution)))),
             number = signals.next() => {
                 asked += 1;

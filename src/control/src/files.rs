@@ -54,6 +54,11 @@ impl BoxFiles {
         self.folder.join("boot.sock")
     }
 
+    /// Where the server of the box's volumes listens, for an engine whose guest reaches it over vsock.
+    pub fn share_socket(&self) -> PathBuf {
+        self.folder.join("share.sock")
+    }
+
     /// The folder of the logs.
     pub fn logs(&self) -> PathBuf {
         self.folder.join("logs")

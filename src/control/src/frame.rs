@@ -1,5 +1,7 @@
 //! One JSON document after the other on a byte stream, each behind its length as a 32-bit big-endian number.
 
+use std::io::Read;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -53,6 +55,22 @@ pub async fn send<T: Serialize, S: AsyncWrite + Unpin>(
     stream.write_all(&encode(document)?).await?;
     stream.flush().await?;
     Ok(())
+}
+
+/// Reads one frame, blocking.
+///
+/// # Errors
+/// When the frame is too large, does not decode, or the stream fails or ends.
+pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > LIMIT {
+        return Err(FrameError::TooLarge(length));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok(serde_json::from_slice(&body)?)
 }
 
 /// Reads one frame; `None` at a clean end of the stream. Not cancel safe: a cancelled read may have taken part of a

@@ -2,7 +2,7 @@
 //!
 //! The library starts `boxlite-shim monitor` with one end of a Unix socket pair as its standard input: the **lifeline**.
 //! It sends one [`MonitorConfig`] there, and reads [`StatusUpdate`]s from then on. When the library's process dies, the
-//! lifeline closes; the monitor of a box that is not detached then ends the box.
+//! lifeline closes; the monitor of a box that is not detached then ends the box, unless [`RELEASE`] was the last word.
 //!
 //! Anybody else talks to the monitor through `control.sock` in the box's folder: one [`Request`], then one or more
 //! [`Response`]s. Both directions use [`frame`]s.
@@ -35,6 +35,9 @@ mod stats;
 mod status;
 pub mod step;
 
+/// What the library sends on the lifeline, after the configuration, for the box to go on when the lifeline ends.
+pub const RELEASE: u8 = b'R';
+
 pub use admission::{Admission, Order, Phase, Refusal, admit};
 pub use event::{Event, EventKind};
 pub use files::{BoxFiles, rotated};
@@ -43,8 +46,8 @@ pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
 pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;
 pub use spec::{
-    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, ProcessSpec, VmSpec,
-    VmmConfig, VsockPort,
+    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, MountSource, MountSpec,
+    ProcessSpec, ShareSpec, ShareVolume, VmSpec, VmmConfig, VsockPort,
 };
 pub use stats::{BoxStats, GuestStats};
 pub use status::{

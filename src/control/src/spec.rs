@@ -85,6 +85,35 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Which vsock ports are connected to which Unix sockets.
     pub ports: Vec<VsockPort>,
+    /// The one file system that the host shares with the guest.
+    #[serde(default)]
+    pub share: Option<ShareSpec>,
+}
+
+/// The host's share: all volumes of a box, as entries of one root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSpec {
+    /// Where its server listens, for an engine whose guest reaches it over vsock.
+    pub socket: PathBuf,
+    /// User and group whose files they are on the host; those of the container's user in the guest.
+    pub owner: (u32, u32),
+    /// The volumes.
+    pub volumes: Vec<ShareVolume>,
+}
+
+/// A folder or a file of the host that a box has as a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareVolume {
+    /// Its entry in the share's root: one plain component.
+    pub name: String,
+    /// Where it is: absolute, and without links when it was chosen.
+    pub path: PathBuf,
+    /// The host refuses writes.
+    pub read_only: bool,
+    /// The most bytes that it may hold.
+    pub quota: Option<u64>,
 }
 
 /// One virtio-blk disk.
@@ -163,6 +192,36 @@ pub struct ContainerSpec {
     pub capabilities_drop: Vec<String>,
     /// The main command's output waits for a reader from the start.
     pub await_attach: bool,
+    /// What is mounted over the image.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
+}
+
+/// Something mounted in the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountSpec {
+    /// Where: absolute and normal, not `/`.
+    pub target: String,
+    /// The container cannot write to it.
+    pub read_only: bool,
+    /// What.
+    pub source: MountSource,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum MountSource {
+    /// An entry of the share: see [`ShareVolume::name`].
+    Volume(String),
+    /// Memory.
+    Tmpfs {
+        /// The most bytes; 0: half of the machine's memory.
+        bytes: u64,
+        /// Permissions of its root; 0: 01777.
+        mode: u32,
+    },
 }
 
 /// A process. The fields mean what those of `ProcessSpec` in the portal protocol mean.
@@ -181,4 +240,7 @@ pub struct ProcessSpec {
     pub terminal: Option<(u16, u16)>,
     /// Standard input is open.
     pub stdin: bool,
+    /// Resource limits: name, soft, hard.
+    #[serde(default)]
+    pub rlimits: Vec<(String, u64, u64)>,
 }

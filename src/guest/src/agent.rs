@@ -17,20 +17,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use boxlite_portal::MAIN;
-use boxlite_portal::v1::{ProcessSpec, StartFailure};
+use boxlite_portal::v1::{Mount, ProcessSpec, StartFailure};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::container::launch::{self, Frame};
+use crate::container::mounts::{self, BadMount};
 use crate::container::user::Root;
-use crate::container::{files, spec};
+use crate::container::{capabilities, files, spec};
 use crate::disks::{DiskError, Disks};
 use crate::events::Hub;
 use crate::execution::Execution;
 use crate::execution::start::{self, Launch, Origin, other};
 use crate::execution::table::{Outcome, Starting, Table};
+use crate::files::error::{FileError, Kind};
+use crate::files::place::Place;
 use crate::pause;
 use crate::process::cgroup::{self, Cgroup};
 use crate::process::client::{SpawnError, Spawned, SpawnerClient};
@@ -88,6 +91,9 @@ pub enum CreateError {
     /// A file or folder of the agent's own.
     #[error("cannot prepare the container")]
     Prepare(#[source] io::Error),
+    /// A mount that the caller wants.
+    #[error("cannot mount what was asked for")]
+    Mount(#[source] BadMount),
     /// The specification.
     #[error("cannot describe the container")]
     Describe(#[source] libcontainer::oci_spec::OciSpecError),
@@ -139,6 +145,17 @@ enum Container {
     Broken,
 }
 
+/// What the machine has for a container.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Host name.
+    pub hostname: String,
+    /// Its root.
+    pub root: PathBuf,
+    /// Where the host's volumes are.
+    pub share: Option<PathBuf>,
+}
+
 /// A container whose first process waits for its order.
 #[derive(Debug)]
 struct Created {
@@ -158,6 +175,21 @@ pub struct Running {
     first: Pid,
     cwd: Vec<u8>,
     user: String,
+    /// Where its files are seen as its processes see them.
+    pub place: Place,
+}
+
+impl Running {
+    /// Who owns what a host makes: this user, or that of the main command if none is named.
+    ///
+    /// # Errors
+    /// When the container does not know it.
+    pub fn owner(&self, user: &str) -> Result<(u32, u32), FileError> {
+        let user = if user.is_empty() { &self.user } else { user };
+        let identity = launch::identity(user, &self.root);
+        let identity = identity.map_err(|failure| FileError::new(Kind::Invalid, failure.message))?;
+        Ok((identity.uid, identity.gid))
+    }
 }
 
 /// An execution that a caller asks for.
@@ -171,6 +203,12 @@ pub struct Wanted {
     pub limit: Option<Duration>,
     /// No event tells of it and no activity counts it.
     pub quiet: bool,
+    /// What it starts may outlive it.
+    pub keep_orphans: bool,
+    /// Its output waits for no first reader.
+    pub detached: bool,
+    /// Capabilities beyond those of the main command, and those of them to leave out.
+    pub capabilities: (Vec<String>, Vec<String>),
 }
 
 fn locked<T, R>(mutex: &Mutex<T>, work: impl FnOnce(&mut T) -> R) -> R {
@@ -240,20 +278,22 @@ impl Agent {
         })
     }
 
-    /// Claims the creation of the container; gives host name and root.
+    /// Claims the creation of the container; gives what the machine has for it.
     ///
     /// # Errors
     /// When the machine is not ready, or the creation was claimed before.
-    pub fn claim_container(&self) -> Result<(String, PathBuf), OutOfOrder> {
-        let (hostname, root) = locked(&self.machine, |machine| match machine {
-            Machine::Ready { hostname, disks } => Ok((hostname.clone(), disks.root.clone())),
+    pub fn claim_container(&self) -> Result<Site, OutOfOrder> {
+        let site = locked(&self.machine, |machine| match machine {
+            Machine::Ready { hostname, disks } => {
+                Ok(Site { hostname: hostname.clone(), root: disks.root.clone(), share: disks.share.clone() })
+            }
             Machine::Fresh | Machine::Preparing => Err(OutOfOrder::MachineNotInitialized),
             Machine::Ended => Err(OutOfOrder::ShuttingDown),
         })?;
         locked(&self.container, |container| match container {
             Container::Absent => {
                 *container = Container::Creating;
-                Ok((hostname, root))
+                Ok(site)
             }
             Container::Creating | Container::Created(_) | Container::Started(_) => {
                 Err(OutOfOrder::ContainerCreated)
@@ -271,9 +311,10 @@ impl Agent {
         main: ProcessSpec,
         capabilities: u64,
         hold: bool,
-        (hostname, root): (String, PathBuf),
+        site: Site,
+        mounts: &[Mount],
     ) -> Result<(), CreateError> {
-        let created = self.make_container(main, capabilities, hold, hostname, root).await;
+        let created = self.make_container(main, capabilities, hold, site, mounts).await;
         let (next, result) = match created {
             Ok(created) => (Container::Created(Box::new(created)), Ok(())),
             Err(error) => (Container::Broken, Err(error)),
@@ -291,13 +332,22 @@ impl Agent {
         main: ProcessSpec,
         capabilities: u64,
         hold: bool,
-        hostname: String,
-        root: PathBuf,
+        site: Site,
+        mounts: &[Mount],
     ) -> Result<Created, CreateError> {
+        let Site { hostname, root, share } = site;
+        let mounts = mounts::read(mounts, share.as_deref()).map_err(CreateError::Mount)?;
         let bundle = self.settings.run.join("bundle");
         std::fs::create_dir_all(&bundle).map_err(CreateError::Prepare)?;
         let bound = files::write(&self.settings.run.join("etc"), &hostname).map_err(CreateError::Prepare)?;
-        let spec = spec::build(&root, &hostname, &bound).map_err(CreateError::Describe)?;
+        if let Some(share) = &share {
+            let user = launch::identity(&main.user, &Root::open(&root).map_err(CreateError::Prepare)?);
+            // Of one that is not known the start will tell.
+            if let Ok(user) = user {
+                crate::share::introduce(share, (user.uid, user.gid)).map_err(CreateError::Prepare)?;
+            }
+        }
+        let spec = spec::build(&root, &hostname, &bound, &mounts).map_err(CreateError::Describe)?;
         spec.save(bundle.join("config.json")).map_err(CreateError::Describe)?;
         // It exists before libcontainer looks for it, so libcontainer only adds the process.
         let cgroup = Cgroup::container(&self.settings.cgroups).map_err(CreateError::Prepare)?;
@@ -312,6 +362,7 @@ impl Agent {
             root,
             cgroup: Arc::new(cgroup),
             first: process.pid,
+            place: Place::of(process.pid).map_err(CreateError::Prepare)?,
             cwd: main.cwd.clone(),
             user: main.user.clone(),
         };
@@ -370,7 +421,9 @@ impl Agent {
         };
         let cgroup = Arc::clone(&running.cgroup);
         let first = running.first;
-        let launch = Launch { id: MAIN, quiet: false, spec: &main, order, hold, cgroup, first };
+        // What the main command leaves behind ends with the machine.
+        let launch =
+            Launch { id: MAIN, quiet: false, keep_orphans: true, spec: &main, order, hold, cgroup, first };
         match start::start(launch, Origin::First { channel, process }).await {
             Err(failure) => starting.fail(failure),
             Ok((execution, ended)) => {
@@ -428,7 +481,7 @@ impl Agent {
 
     /// Starts a reserved execution and follows it to its end.
     pub async fn run_execution(self: Arc<Self>, wanted: Wanted, running: Arc<Running>, starting: Starting) {
-        let Wanted { id, mut spec, limit, quiet } = wanted;
+        let Wanted { id, mut spec, limit, quiet, keep_orphans, detached, capabilities } = wanted;
         if spec.cwd.is_empty() {
             spec.cwd.clone_from(&running.cwd);
         }
@@ -442,7 +495,13 @@ impl Agent {
             }
             starting.fail(failure);
         };
-        let order = match launch::order(&spec, &running.frame, &running.root) {
+        let mut frame = running.frame.clone();
+        let (add, drop) = &capabilities;
+        frame.capabilities = match capabilities::change(frame.capabilities, add, drop) {
+            Ok(capabilities) => capabilities,
+            Err(error) => return fail(starting, other("bad capabilities", &io::Error::other(error))),
+        };
+        let order = match launch::order(&spec, &frame, &running.root) {
             Ok(order) => order,
             Err(failure) => return fail(starting, failure),
         };
@@ -456,10 +515,10 @@ impl Agent {
         let launch = Launch {
             id: &id,
             quiet,
+            keep_orphans,
             spec: &spec,
             order,
-            // What an execution writes is asked for by somebody.
-            hold: true,
+            hold: !detached,
             cgroup: Arc::clone(&cgroup),
             first: running.first,
         };

@@ -12,8 +12,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use boxlite_portal::v1::init_request::Share;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::share;
 
 /// Why the disks could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,8 @@ pub struct Disks {
     pub layer: PathBuf,
     /// What the kernel has counted for each device.
     pub counts: Vec<PathBuf>,
+    /// Where the host's share is mounted.
+    pub share: Option<PathBuf>,
     /// The writable layer's file system, kept open to be synced.
     writable: OwnedFd,
     /// Where something is mounted, in the order of mounting.
@@ -104,7 +109,19 @@ impl Disks {
             .map_err(|errno| step("mount the container's root", &root)(errno.into()))?;
         mounted.0.push(root.clone());
         let writable = File::open(&layer).map_err(step("open", &layer))?.into();
-        Ok(Self { root, layer, counts, writable, mounted })
+        Ok(Self { root, layer, counts, share: None, writable, mounted })
+    }
+
+    /// Mounts the host's share beside them, below `folder`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn attach_share(&mut self, folder: &Path, share: &Share) -> Result<(), DiskError> {
+        let place = folder.join("share");
+        share::attach(share, &place).map_err(step("mount the host's share on", &place))?;
+        self.mounted.0.push(place.clone());
+        self.share = Some(place);
+        Ok(())
     }
 
     /// Writes everything out and unmounts. What cannot be unmounted any more is at least written out.

@@ -32,9 +32,14 @@ pub mod descriptor;
 pub mod disks;
 pub mod events;
 pub mod execution;
+pub mod files;
+#[cfg(feature = "hostile")]
+pub mod hostile;
+pub mod init;
 pub mod pause;
 pub mod portal;
 pub mod process;
+pub mod share;
 pub mod shutdown;
 pub mod stats;
 pub mod vsock;

@@ -46,6 +46,11 @@ impl Socket {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self { fd: watch(fd)? })
     }
+
+    /// Gives the socket back, which is still non-blocking.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd.into_inner()
+    }
 }
 
 impl TryFrom<StdUnixStream> for Socket {

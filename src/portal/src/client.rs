@@ -12,6 +12,7 @@ use tower::service_fn;
 use crate::hello::{self, Hello, HelloError};
 use crate::v1::container_client::ContainerClient;
 use crate::v1::execution_client::ExecutionClient;
+use crate::v1::files_client::FilesClient;
 use crate::v1::guest_client::GuestClient;
 use crate::{limits, version};
 
@@ -110,6 +111,13 @@ impl Portal {
     /// The container's services.
     pub fn container(&self) -> ContainerClient<Channel> {
         ContainerClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::MESSAGE)
+            .max_encoding_message_size(limits::MESSAGE)
+    }
+
+    /// The services of files. Since version 3.
+    pub fn files(&self) -> FilesClient<Channel> {
+        FilesClient::new(self.channel.clone())
             .max_decoding_message_size(limits::MESSAGE)
             .max_encoding_message_size(limits::MESSAGE)
     }

@@ -8,6 +8,12 @@ pub const MESSAGE: usize = 1 << 20;
 /// The most data in one output or input message, in bytes.
 pub const CHUNK: usize = 64 << 10;
 
+/// The most output messages of one stream that come with the call that starts a process.
+pub const HEAD_MESSAGES: usize = 8;
+
+/// The most output of one stream that comes with the call that starts a process, in bytes.
+pub const HEAD: usize = 64 << 10;
+
 /// The largest boot report, in bytes.
 pub const BOOT_REPORT: usize = 16 << 10;
 

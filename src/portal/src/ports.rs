@@ -11,3 +11,6 @@ pub const PORTAL: u32 = 1024;
 
 /// Host port that the agent dials to report its boot.
 pub const BOOT: u32 = 1025;
+
+/// Host port that the agent dials for the box's volumes, where there is no virtio-fs device.
+pub const SHARE: u32 = 1026;

@@ -8,8 +8,12 @@ pub const INITIAL: u16 = 1;
 /// The guest's clock, statistics and events; executions that are quiet; readers that observe.
 pub const LIFECYCLE: u16 = 2;
 
+/// Files, bulk transfers, volumes; a command with the head of its output; output from a position on; what becomes of an
+/// execution's orphans.
+pub const FILES: u16 = 3;
+
 /// What this build speaks.
-pub const CURRENT: u16 = LIFECYCLE;
+pub const CURRENT: u16 = FILES;
 
 /// The oldest version that this build still understands.
 pub const OLDEST: u16 = INITIAL;

@@ -27,18 +27,18 @@ pub(crate) fn die_with(parent: u32) -> io::Result<()> {
     }
 }
 
-/// Has `command` start a process that dies with this one. It inherits the descriptor `keep`, which has to stay open until
-/// then.
-pub(crate) fn tie(command: &mut Command, keep: Option<RawFd>) {
+/// Has `command` start a process that dies with this one. It inherits the descriptors `keep`, which have to stay open
+/// until then.
+pub(crate) fn tie(command: &mut Command, keep: [Option<RawFd>; 2]) {
     let parent = std::process::id();
     // SAFETY: the closure runs between fork and exec, makes system calls only, and allocates nothing: its errors are bare
     // errno values. A descriptor that is not open any more is an error of fcntl.
     unsafe {
         command.pre_exec(move || {
-            if let Some(keep) = keep
-                && libc::fcntl(keep, libc::F_SETFD, 0) == -1
-            {
-                return Err(io::Error::last_os_error());
+            for keep in keep.into_iter().flatten() {
+                if libc::fcntl(keep, libc::F_SETFD, 0) == -1 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             die_with(parent)
         });
@@ -57,7 +57,7 @@ mod tests {
         let found = |file: &std::fs::File| {
             let mut command = Command::new("readlink");
             command.arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            tie(&mut command, Some(kept.as_raw_fd()));
+            tie(&mut command, [Some(kept.as_raw_fd()), None]);
             command.status().unwrap().success()
         };
         assert!(found(&kept));

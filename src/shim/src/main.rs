@@ -7,6 +7,7 @@
 //! * `monitor` owns one box: its lock, its state, its VMM, its logs.
 //! * `vmm` is the process that an engine takes over. libkrun exits the process that it runs in, so this one does nothing
 //!   else.
+//! * `share` serves the box's volumes to its guest. It is the child of a `vmm`.
 //! * `probe`, `kernel` and `version` answer questions about this installation on standard output.
 //!
 //! What a process is to do arrives on its standard input; nothing but the role is in its arguments. The end of standard
@@ -17,6 +18,7 @@ mod engine;
 mod environment;
 mod install;
 mod monitor;
+mod share;
 mod text;
 mod tsc;
 mod vmm;
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 use boxlite_control::EngineChoice;
 
 const USAGE: &str =
-    "usage: boxlite-shim monitor | vmm | probe [--engine auto|krun|qemu] | kernel CACHE | version";
+    "usage: boxlite-shim monitor | vmm | share | probe [--engine auto|krun|qemu] | kernel CACHE | version";
 
 fn main() -> ExitCode {
     environment::log_to_stderr();
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     match arguments.as_deref() {
         Some(["monitor"]) => monitor::main(),
         Some(["vmm"]) => vmm::main(),
+        Some(["share"]) => share::main(),
         Some(["probe"]) => install::probe(EngineChoice::Auto),
         Some(["probe", "--engine", engine]) => match install::engine_choice(engine) {
             Some(engine) => install::probe(engine),

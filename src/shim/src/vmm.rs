@@ -24,9 +24,7 @@ enum VmmError {
     #[error("cannot prepare the process")]
     Prepare(#[source] io::Error),
     #[error("cannot read the machine's specification")]
-    Read(#[source] io::Error),
-    #[error("the machine's specification does not decode")]
-    Decode(#[source] serde_json::Error),
+    Read(#[source] frame::FrameError),
     #[error("the specification has version {0}, this is version {VERSION}")]
     Version(u32),
     #[error("no engine was chosen")]
@@ -42,9 +40,7 @@ pub(crate) fn main() -> ExitCode {
         Err(VmmError::Run(RunError::Ended { status, .. })) if status.success() => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = text::line(&error), "the VMM ends");
-            if let Err(error) = say_why(&error) {
-                tracing::debug!(%error, "nobody on standard input wants to know why");
-            }
+            say(&text::chain(&error));
             ExitCode::FAILURE
         }
         Ok(never) => match never {},
@@ -62,23 +58,21 @@ fn run() -> Result<std::convert::Infallible, VmmError> {
     Ok(engine.run(&vm, &Capabilities { accelerated, program })?)
 }
 
-/// Tells the monitor. The little that this is fits into the socket, on which nothing was sent before.
-fn say_why(error: &VmmError) -> io::Result<()> {
-    let monitor = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let reasons = frame::encode(&text::chain(error)).map_err(io::Error::other)?;
-    (&monitor).write_all(&reasons)
+/// Tells the monitor why the machine does not run. The little that this is fits into the socket, on which nothing was sent
+/// before.
+pub(crate) fn say(reasons: &[String]) {
+    let told = || {
+        let monitor = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let reasons = frame::encode(&reasons).map_err(io::Error::other)?;
+        (&monitor).write_all(&reasons)
+    };
+    if let Err(error) = told() {
+        tracing::debug!(%error, "nobody on standard input wants to know why");
+    }
 }
 
 fn read_config(input: &mut impl Read) -> Result<VmmConfig, VmmError> {
-    let mut length = [0; 4];
-    input.read_exact(&mut length).map_err(VmmError::Read)?;
-    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length > frame::LIMIT {
-        return Err(VmmError::Read(io::Error::from(io::ErrorKind::FileTooLarge)));
-    }
-    let mut body = vec![0; length];
-    input.read_exact(&mut body).map_err(VmmError::Read)?;
-    let config: VmmConfig = serde_json::from_slice(&body).map_err(VmmError::Decode)?;
+    let config: VmmConfig = frame::read(input).map_err(VmmError::Read)?;
     match config {
         VmmConfig { version, .. } if version != VERSION => Err(VmmError::Version(version)),
         VmmConfig { engine: EngineChoice::Auto, .. } => Err(VmmError::NoEngine),
@@ -110,8 +104,14 @@ mod tests {
     use boxlite_control::VmSpec;
 
     fn config() -> VmmConfig {
-        let vm =
-            VmSpec { cpus: 1, memory_mib: 256, kernel: "/k".into(), disks: Vec::new(), ports: Vec::new() };
+        let vm = VmSpec {
+            cpus: 1,
+            memory_mib: 256,
+            kernel: "/k".into(),
+            disks: vec![],
+            ports: vec![],
+            share: None,
+        };
         VmmConfig {
             version: VERSION,
             box_id: "0123456789ab".into(),

@@ -28,13 +28,6 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::ring::Ring;
 
-/// Packets for the guest.
-pub(crate) const RECEIVE: usize = 0;
-/// Packets from the guest.
-pub(crate) const TRANSMIT: usize = 1;
-/// Receive, transmit, and one for events of the transport, of which the device has none.
-pub(crate) const RINGS: usize = 3;
-
 /// Part of guest memory, as the VMM addresses it.
 #[derive(Debug)]
 struct Mapping {
@@ -43,14 +36,27 @@ struct Mapping {
     size: u64,
 }
 
+/// What a device is, as far as the VMM asks.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// How many rings it has. Ring N is the device's queue N.
+    pub rings: u16,
+    /// Its configuration space, which the VMM only asks for if `protocol` says so.
+    pub config: Vec<u8>,
+    /// What it offers beyond the first version of the vhost-user protocol.
+    pub protocol: VhostUserProtocolFeatures,
+}
+
 /// The machine, as far as the VMM has described it.
 #[derive(Debug)]
-pub(crate) struct Frontend {
-    guest_cid: u64,
+pub struct Frontend {
+    description: Description,
     epoll: Arc<Epoll>,
-    pub(crate) memory: Option<GuestMemoryMmap>,
+    /// Guest memory, once the VMM has said where it is.
+    pub memory: Option<GuestMemoryMmap>,
     mappings: Vec<Mapping>,
-    pub(crate) rings: [Ring; RINGS],
+    /// As many as the description says, from the beginning.
+    pub rings: Vec<Ring>,
     features: u64,
     restarted: bool,
 }
@@ -68,20 +74,27 @@ fn unsupported<T>() -> Result<T> {
 
 impl Frontend {
     /// The kick of ring N is event N of `epoll`.
-    pub(crate) fn new(guest_cid: u64, epoll: Arc<Epoll>) -> std::result::Result<Self, virtio_queue::Error> {
+    ///
+    /// # Errors
+    /// When the rings cannot be made.
+    pub fn new(
+        description: Description,
+        epoll: Arc<Epoll>,
+    ) -> std::result::Result<Self, virtio_queue::Error> {
+        let rings = (0..description.rings).map(|_| Ring::new()).collect::<std::result::Result<_, _>>()?;
         Ok(Self {
-            guest_cid,
+            description,
             epoll,
             memory: None,
             mappings: Vec::new(),
-            rings: [Ring::new()?, Ring::new()?, Ring::new()?],
+            rings,
             features: 0,
             restarted: false,
         })
     }
 
     /// Whether the guest's driver has started anew since the last call.
-    pub(crate) fn take_restarted(&mut self) -> bool {
+    pub fn take_restarted(&mut self) -> bool {
         std::mem::take(&mut self.restarted)
     }
 
@@ -129,9 +142,9 @@ impl VhostUserBackendReqHandlerMut for Frontend {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        for index in 0..RINGS {
-            self.rings[index].enabled = false;
-            self.rings[index].stop();
+        for ring in &mut self.rings {
+            ring.enabled = false;
+            ring.stop();
         }
         self.restarted = true;
         Ok(())
@@ -157,7 +170,7 @@ impl VhostUserBackendReqHandlerMut for Frontend {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK)
+        Ok(self.description.protocol)
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -165,11 +178,11 @@ impl VhostUserBackendReqHandlerMut for Frontend {
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
-        u64::try_from(RINGS).map_err(|_| Error::BackendInternalError)
+        Ok(u64::from(self.description.rings))
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let config = self.guest_cid.to_le_bytes();
+        let config = &self.description.config;
         let range = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
         range
             .and_then(|(start, len)| config.get(start..start.checked_add(len)?))

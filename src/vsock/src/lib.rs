@@ -56,6 +56,12 @@ mod service;
 mod switch;
 mod table;
 
+/// The parts of this device that any vhost-user device needs: what the VMM says, and a virtqueue.
+pub mod vhost_user {
+    pub use crate::frontend::{Description, Frontend};
+    pub use crate::ring::Ring;
+}
+
 use std::collections::HashMap;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -63,8 +69,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use frontend::Frontend;
+use frontend::{Description, Frontend};
 use service::Service;
 use switch::Switch;
 
@@ -193,7 +200,12 @@ impl Device {
     pub fn serve(self, vhost_user: UnixStream) -> Result<(), ServeError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let epoll = Arc::new(epoll.map_err(|errno| ServeError::Wait(errno.into()))?);
-        let frontend = Frontend::new(self.guest_cid, Arc::clone(&epoll)).map_err(ServeError::Rings)?;
+        let description = Description {
+            rings: service::RINGS,
+            config: self.guest_cid.to_le_bytes().to_vec(),
+            protocol: VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK,
+        };
+        let frontend = Frontend::new(description, Arc::clone(&epoll)).map_err(ServeError::Rings)?;
         let switch = Switch::new(self.guest_cid, Arc::clone(&epoll), self.listeners, self.dials);
         Service::new(epoll, frontend, switch, vhost_user)?.run()
     }

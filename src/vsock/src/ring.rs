@@ -17,7 +17,7 @@ pub(crate) const MAX_SIZE: u16 = 1024;
 
 /// A ring as the VMM has configured it.
 #[derive(Debug)]
-pub(crate) struct Ring {
+pub struct Ring {
     pub(crate) queue: Queue,
     /// Readable when the guest has added buffers.
     pub(crate) kick: Option<File>,
@@ -83,7 +83,7 @@ impl Ring {
     }
 
     /// The VMM has started it, so there are buffers to take.
-    pub(crate) fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         self.queue.ready() && self.enabled && !self.broken
     }
 
@@ -106,10 +106,7 @@ impl Ring {
     }
 
     /// The next buffer that the guest has added.
-    pub(crate) fn pop<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+    pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
         if !self.is_running() {
             return None;
         }
@@ -136,7 +133,7 @@ impl Ring {
     }
 
     /// Gives a buffer back, of which `len` bytes were written.
-    pub(crate) fn give_back(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
+    pub fn give_back(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
         match self.queue.add_used(memory, head, len) {
             Ok(()) => self.returned = true,
             Err(_) => self.give_up("its used ring is outside of memory"),
@@ -201,7 +198,7 @@ impl Ring {
     }
 
     /// Asks the guest to kick when it adds a buffer. `true`: it already has, and may not kick for that one.
-    pub(crate) fn listen(&mut self, memory: &GuestMemoryMmap) -> bool {
+    pub fn listen(&mut self, memory: &GuestMemoryMmap) -> bool {
         if !self.is_running() {
             return false;
         }
@@ -218,14 +215,14 @@ impl Ring {
     }
 
     /// Asks the guest not to kick while the ring is being worked on anyway.
-    pub(crate) fn stop_listening(&mut self, memory: &GuestMemoryMmap) {
+    pub fn stop_listening(&mut self, memory: &GuestMemoryMmap) {
         if self.is_running() && self.queue.disable_notification(memory).is_err() {
             self.give_up("its rings are outside of memory");
         }
     }
 
     /// Interrupts the guest if buffers were given back and it wants to know.
-    pub(crate) fn notify(&mut self, memory: &GuestMemoryMmap) {
+    pub fn notify(&mut self, memory: &GuestMemoryMmap) {
         if !std::mem::take(&mut self.returned) {
             return;
         }
@@ -243,7 +240,7 @@ impl Ring {
     }
 
     /// Resets the kick descriptor.
-    pub(crate) fn take_kick(&mut self) {
+    pub fn take_kick(&mut self) {
         let mut counter = [0; 8];
         // It was readable, and nobody else reads it; an empty counter is as good as one that was reset.
         if let Some(Err(error)) = self.kick.as_mut().map(|kick| kick.read(&mut counter))

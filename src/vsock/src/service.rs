@@ -24,11 +24,18 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
-use crate::frontend::{Frontend, RECEIVE, RINGS, TRANSMIT};
+use crate::frontend::Frontend;
 use crate::ring::MAX_SIZE;
 use crate::switch::{BATCH, Pause, SWEEP, Switch};
 use crate::table::Token;
 use crate::{FLUSH_TIMEOUT, ServeError};
+
+/// Packets for the guest.
+pub(crate) const RECEIVE: usize = 0;
+/// Packets from the guest.
+pub(crate) const TRANSMIT: usize = 1;
+/// Receive, transmit, and one for events of the transport, of which the device has none.
+pub(crate) const RINGS: u16 = 3;
 
 /// The event of the vhost-user socket. Smaller numbers are the rings' kicks, larger ones listening sockets.
 const FRONTEND: u64 = 16;
@@ -129,8 +136,10 @@ impl Service {
                 message = true;
             } else if let Some(listener) = number.checked_sub(FRONTEND + 1) {
                 self.switch.accept(usize::try_from(listener).unwrap_or(usize::MAX));
-            } else if let Some(ring) = usize::try_from(number).ok().filter(|ring| *ring < RINGS) {
-                lock(&self.frontend).rings[ring].take_kick();
+            } else if let Ok(ring) = usize::try_from(number)
+                && let Some(ring) = lock(&self.frontend).rings.get_mut(ring)
+            {
+                ring.take_kick();
             }
         }
         let now = Instant::now();

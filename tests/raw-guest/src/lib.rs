@@ -28,6 +28,8 @@ pub enum Command {
     Dial = b'D',
     /// Sends how many bytes all sources have written so far (64 bits).
     Progress = b'Q',
+    /// For each byte that comes: starts this program again, which ends at once, waits for it, and sends the byte back.
+    Spawn = b'F',
     /// Powers the machine off.
     PowerOff = b'O',
 }
@@ -36,7 +38,7 @@ impl Command {
     /// The command of a byte.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Command; 8] = [
+        const ALL: [Command; 9] = [
             Command::Ping,
             Command::Source,
             Command::SourceAndClose,
@@ -44,6 +46,7 @@ impl Command {
             Command::Echo,
             Command::Dial,
             Command::Progress,
+            Command::Spawn,
             Command::PowerOff,
         ];
         ALL.into_iter().find(|command| *command as u8 == byte)

@@ -17,6 +17,7 @@ use boxlite::{BoxCommand, BoxOptions, BoxliteRuntime, LiteBox};
 use boxlite_raw_guest::Command;
 use boxlite_tests::raw::RawGuest;
 use boxlite_tests::story::{Story, program};
+use boxlite_tests::table::{Table, median, ms, percentile};
 
 const BOOTS: usize = 7;
 const EXECS: usize = 200;
@@ -57,69 +58,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Lines with a bound.
-#[derive(Default)]
-struct Table {
-    lines: Vec<[String; 5]>,
-    broken: usize,
-}
-
-impl Table {
-    fn ratio(&mut self, what: &str, ours: f64, floor: f64, unit: &str, bound: f64, at_most: bool) {
-        let ratio = ours / floor;
-        let (good, sign) = if at_most { (ratio <= bound, "<=") } else { (ratio >= bound, ">=") };
-        self.add(
-            what,
-            format!("{ours:.1} {unit}"),
-            format!("{floor:.1} {unit}"),
-            good,
-            format!("{ratio:.2} {sign} {bound}"),
-        );
-    }
-
-    fn limit(&mut self, what: &str, ours: f64, floor: Option<f64>, unit: &str, bound: f64) {
-        let floor = floor.map_or(String::new(), |floor| format!("{floor:.1} {unit}"));
-        self.add(
-            what,
-            format!("{ours:.1} {unit}"),
-            floor,
-            ours <= bound,
-            format!("{ours:.1} <= {bound} {unit}"),
-        );
-    }
-
-    fn note(&mut self, what: &str, ours: String, floor: String) {
-        self.lines.push([what.into(), ours, floor, String::new(), String::new()]);
-    }
-
-    fn add(&mut self, what: &str, ours: String, floor: String, good: bool, bound: String) {
-        self.broken += usize::from(!good);
-        self.lines.push([what.into(), ours, floor, bound, if good { "holds" } else { "BROKEN" }.into()]);
-    }
-
-    fn print(&self) {
-        println!("\n{:44} {:>14} {:>14}   {:24} bound", "", "box", "raw floor", "ratio");
-        for [what, ours, floor, bound, verdict] in &self.lines {
-            println!("{what:44} {ours:>14} {floor:>14}   {bound:24} {verdict}");
-        }
-    }
-}
-
 fn millis(time: Duration) -> String {
     format!("{:.1} ms", ms(time))
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
 
 fn cold_run(story: &Story) -> Result<Duration> {

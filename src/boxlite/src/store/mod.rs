@@ -10,6 +10,7 @@
 
 mod boxes;
 mod error;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 pub(crate) use error::StoreError;
+pub(crate) use volumes::VolumeRow;
 
 /// The file in the home folder.
 pub(crate) const FILE: &str = "boxlite.db";
@@ -42,6 +44,14 @@ const MIGRATIONS: &[&str] = &[
         created_unix_nanos INTEGER NOT NULL,
         image_digest TEXT NOT NULL,
         record TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID",
+    // 2: volumes.
+    "CREATE TABLE volumes (
+        name TEXT PRIMARY KEY NOT NULL,
+        created_unix_nanos INTEGER NOT NULL,
+        quota_bytes INTEGER,
+        anonymous INTEGER NOT NULL,
+        labels TEXT NOT NULL
     ) STRICT, WITHOUT ROWID",
 ];
 

@@ -25,6 +25,7 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: &DfArgs) -> Result<ExitC
         let mut shown = json!({
             "images": group(&usage.images),
             "boxes": group(&usage.boxes),
+            "volumes": group(&usage.volumes),
             "cache": usage.cache_bytes,
             "other": usage.other_bytes,
             "total": total,
@@ -51,6 +52,7 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: &DfArgs) -> Result<ExitC
     let rows = [
         row("Images", &usage.images),
         row("Boxes", &usage.boxes),
+        row("Volumes", &usage.volumes),
         rest("Cache", usage.cache_bytes),
         rest("Other", usage.other_bytes),
         rest("Total", total),

@@ -11,6 +11,21 @@ use crate::args::{KillArgs, RenameArgs, RestartArgs, StopArgs, TargetsArgs, Upda
 use crate::exit::Failure;
 use crate::output;
 
+/// Does it to each name, also after it has failed for one; prints those for which it was done.
+pub(crate) async fn each_name(
+    names: &[String],
+    work: impl AsyncFn(&str) -> boxlite::Result<()>,
+) -> Result<ExitCode, Failure> {
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match work(name).await {
+            Ok(()) => output::line(name)?,
+            Err(error) => code = Failure::from(error).report(1),
+        }
+    }
+    Ok(code)
+}
+
 /// Does it to each, also after it has failed for one; prints the names of those for which it was done.
 async fn each<'a, F>(
     runtime: &BoxliteRuntime,
@@ -108,6 +123,8 @@ pub(crate) async fn update(runtime: &BoxliteRuntime, args: &UpdateArgs) -> Resul
         restart: args.restart,
         auto_stop: limit(args.idle_timeout),
         max_duration: limit(args.max_duration),
+        add_volumes: args.volume.iter().map(|volume| volume.0.clone()).collect(),
+        remove_volumes: args.volume_rm.clone(),
     };
     if update == BoxUpdate::default() {
         return Err(Failure::Told("nothing is to be changed\nhint: see `boxlite update --help`".into()));

@@ -8,6 +8,7 @@ use super::find;
 use crate::args::{ExecArgs, environment};
 use crate::exit::{self, Failure};
 use crate::keys::DetachKeys;
+use crate::output;
 use crate::streams::{self, End, Whole, Wires};
 use crate::terminal;
 
@@ -23,8 +24,20 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: ExecArgs) -> Result<Exit
     command.working_dir = args.process.workdir;
     command.user = args.process.user;
     command.tty = args.process.tty.then(|| terminal::size().unwrap_or(TERMINAL));
+    command.timeout = args.timeout;
+    command.keep_orphans = args.keep_orphans;
+    command.ulimits = args.ulimit;
+    command.cap_add = args.cap_add;
+    command.cap_drop = args.cap_drop;
+    command.detach = args.detach;
     let target = find(runtime, &args.target).await?;
+    if args.detach {
+        let execution = target.exec_detached(command).await?;
+        output::line(execution.id())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let execution = target.exec_detached(command).await?;
+    let id = execution.id().to_owned();
     let wires = Wires {
         interactive: args.process.interactive,
         tty: args.process.tty,
@@ -34,7 +47,7 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: ExecArgs) -> Result<Exit
     match streams::connect(execution, wires).await? {
         End::Exit(code) => Ok(exit::of_command(code)),
         End::Detached => {
-            exit::message("detached");
+            exit::message(&format!("detached; attach --exec {id} {} comes back", args.target));
             Ok(ExitCode::SUCCESS)
         }
     }

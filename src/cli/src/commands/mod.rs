@@ -1,6 +1,7 @@
 //! One file a command, or a few that belong together.
 
 pub(crate) mod attach;
+pub(crate) mod cp;
 pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod each;
@@ -21,6 +22,7 @@ pub(crate) mod save;
 pub(crate) mod stats;
 pub(crate) mod tag;
 pub(crate) mod version;
+pub(crate) mod volume;
 
 use boxlite::{BoxliteRuntime, LiteBox};
 

@@ -51,7 +51,7 @@ fn tell(pruned: &Pruned) -> io::Result<()> {
 }
 
 /// Asks whoever sits there. Where nobody does, the answer must be in the command.
-async fn confirmed(what: &str) -> Result<bool, Failure> {
+pub(crate) async fn confirmed(what: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Told(format!("{what} It needs a confirmation\nhint: add --force")));
     }

@@ -158,6 +158,18 @@ pub(crate) fn status(info: &BoxInfo) -> String {
 }
 
 /// All that is known of a box.
+fn mounts(info: &BoxInfo) -> Vec<Value> {
+    let shown = |mount: &boxlite::MountInfo| {
+        json!({
+            "type": mount.kind,
+            "source": mount.source,
+            "target": mount.guest_path,
+            "read_only": mount.read_only,
+        })
+    };
+    info.mounts.iter().map(shown).collect()
+}
+
 pub(crate) fn as_json(info: &BoxInfo) -> Value {
     let health = info.health.as_ref().map(|health| {
         let probes: Vec<Value> = health
@@ -195,6 +207,7 @@ pub(crate) fn as_json(info: &BoxInfo) -> Value {
         "console_tail": info.console_tail,
         "health": health,
         "labels": info.labels,
+        "mounts": mounts(info),
         "restart": info.restart.to_string(),
         "restart_count": info.restart_count,
         "auto_stop": info.auto_stop.map(|time| time.as_secs_f64()),

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use boxlite::{
-    BoxOptions, BoxliteRuntime, HealthCheckOptions, ImageHandle, LiteBox, PullPolicy, RestartPolicy,
-    RootfsSpec,
+    BoxOptions, BoxliteRuntime, ErrorKind, HealthCheckOptions, ImageHandle, LiteBox, PullPolicy,
+    RestartPolicy, RootfsSpec,
 };
 
 use super::labels;
 use crate::args::{BoxArgs, CreateArgs, PullWhen, RunArgs, environment};
 use crate::exit::{self, Failure};
 use crate::keys::DetachKeys;
+use crate::mounts::Mount;
 use crate::output;
 use crate::progress::Layers;
 use crate::streams::{self, End, Whole, Wires};
@@ -40,7 +41,19 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: RunArgs) -> Result<ExitC
     }
     let outcome = attached(&created, interactive, tty, detach_keys).await;
     if matches!(outcome, Ok(End::Detached)) {
-        return super::attach::left(&created).await;
+        match created.release().await {
+            Ok(()) => {
+                exit::message(&format!("detached; box {} goes on", created.id()));
+                return Ok(ExitCode::SUCCESS);
+            }
+            // It ended in the same moment, which is told like any other end.
+            Err(error) if error.kind() == ErrorKind::Stopped => {
+                let code = created.wait().await?;
+                created.wait_gone().await?;
+                return Ok(exit::of_command(code));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     // The prompt comes back when nothing of the box is left running, also after a failure.
     if let Err(error) = created.wait_gone().await {
@@ -83,7 +96,26 @@ async fn attached(
     tty: bool,
     detach_keys: DetachKeys,
 ) -> Result<End, Failure> {
-    let execution = created.start_attached().await?;
+    let execution = match created.start_attached().await {
+        // Somebody else may have ended it before its streams could be had. That is a failure with a code of its own; a
+        // success without its output is none.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::Portal | ErrorKind::Stopped | ErrorKind::NotFound) =>
+        {
+            let ended = tokio::time::timeout(CAUSE, created.wait()).await;
+            if let Ok(Ok(code @ 1..)) = ended {
+                exit::message("it ended before its output could be had");
+                return Ok(End::Exit(code));
+            }
+            if ended.is_err()
+                && let Err(second) = created.stop_with(0, Duration::ZERO).await
+            {
+                exit::message(&second.report());
+            }
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
     let wires = Wires { interactive, tty, detach_keys, whole: Whole::Box(created) };
     match streams::connect(execution, wires).await {
         // A stream broke, so output may be missing, whatever the exit code. The monitor knows why, unless the guest
@@ -92,7 +124,7 @@ async fn attached(
             let cause = tokio::time::timeout(CAUSE, created.wait()).await;
             created.stop_with(0, Duration::ZERO).await?;
             match cause {
-                Ok(Err(cause)) if cause.kind() == boxlite::ErrorKind::Engine => Err(cause.into()),
+                Ok(Err(cause)) if cause.kind() == ErrorKind::Engine => Err(cause.into()),
                 _ => Err(error.into()),
             }
         }
@@ -125,6 +157,15 @@ fn options(args: BoxArgs) -> Result<BoxOptions, Failure> {
     options.tty = args.process.tty;
     options.cap_add = args.cap_add;
     options.cap_drop = args.cap_drop;
+    options.ulimits = args.ulimit;
+    options.volumes = args.volume.into_iter().map(|volume| volume.0).collect();
+    options.tmpfs = args.tmpfs.into_iter().map(|memory| memory.0).collect();
+    for mount in args.mount {
+        match mount {
+            Mount::Volume(volume) => options.volumes.push(volume),
+            Mount::Tmpfs(memory) => options.tmpfs.push(memory),
+        }
+    }
     options.labels = labels(&args.label).into_iter().collect();
     options.restart = args.restart;
     options.auto_stop = args.idle_timeout;

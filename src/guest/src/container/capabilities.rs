@@ -76,7 +76,14 @@ pub struct UnknownCapability(pub String);
 /// # Errors
 /// At the first name that is no capability.
 pub fn resolve(add: &[String], drop: &[String]) -> Result<u64, UnknownCapability> {
-    let mut set = DEFAULT.into_iter().filter_map(number).fold(0, |set, bit| set | 1 << bit);
+    change(DEFAULT.into_iter().filter_map(number).fold(0, |set, bit| set | 1 << bit), add, drop)
+}
+
+/// As [`resolve`], from another set than the default one.
+///
+/// # Errors
+/// At the first name that is no capability.
+pub fn change(mut set: u64, add: &[String], drop: &[String]) -> Result<u64, UnknownCapability> {
     let (add_all, add) = parse(add)?;
     let (drop_all, drop) = parse(drop)?;
     if add_all {

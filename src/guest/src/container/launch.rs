@@ -2,7 +2,7 @@
 
 use boxlite_portal::v1::{ProcessSpec, Rlimit, StartFailure, start_failure};
 
-use super::user::{self, Root};
+use super::user::{self, Identity, Root};
 use crate::process::order::{Limit, Order};
 
 /// Where programs are looked for unless the environment says otherwise.
@@ -86,19 +86,7 @@ pub fn terminal_size(size: &boxlite_portal::v1::TerminalSize) -> Result<libc::wi
 /// # Errors
 /// When the user is not known in the container, or its files cannot be read.
 pub fn order(spec: &ProcessSpec, frame: &Frame, root: &Root) -> Result<Order, StartFailure> {
-    let read = |path: &'static str| {
-        root.read(path).map_err(|error| StartFailure {
-            kind: start_failure::Kind::Other.into(),
-            message: format!("cannot read the container's /{path}: {error}"),
-            errno: error.raw_os_error().unwrap_or_default(),
-        })
-    };
-    let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
-    let identity = user::resolve(&spec.user, &passwd, &group).map_err(|error| StartFailure {
-        kind: start_failure::Kind::UnknownUser.into(),
-        message: error.to_string(),
-        errno: 0,
-    })?;
+    let identity = identity(&spec.user, root)?;
     Ok(Order {
         args: spec.args.clone(),
         env: environment(spec, frame, &identity.home),
@@ -109,6 +97,26 @@ pub fn order(spec: &ProcessSpec, frame: &Frame, root: &Root) -> Result<Order, St
         capabilities: frame.capabilities,
         rlimits: limits(&spec.rlimits, frame.open_files).unwrap_or_default(),
         terminal: spec.terminal.is_some(),
+    })
+}
+
+/// Who a user is, by the container's own files.
+///
+/// # Errors
+/// When it is not known in the container, or its files cannot be read.
+pub fn identity(user: &str, root: &Root) -> Result<Identity, StartFailure> {
+    let read = |path: &'static str| {
+        root.read(path).map_err(|error| StartFailure {
+            kind: start_failure::Kind::Other.into(),
+            message: format!("cannot read the container's /{path}: {error}"),
+            errno: error.raw_os_error().unwrap_or_default(),
+        })
+    };
+    let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
+    user::resolve(user, &passwd, &group).map_err(|error| StartFailure {
+        kind: start_failure::Kind::UnknownUser.into(),
+        message: error.to_string(),
+        errno: 0,
     })
 }
 

@@ -4,5 +4,6 @@ pub mod capabilities;
 pub mod files;
 pub mod idle;
 pub mod launch;
+pub mod mounts;
 pub mod spec;
 pub mod user;

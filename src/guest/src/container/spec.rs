@@ -39,15 +39,40 @@ const NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Cgroup,
 ];
 
-/// Builds the specification for a root folder and the files to bind over the image's, as (source, target).
+/// Something that the caller wants mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// Where.
+    pub target: PathBuf,
+    /// `bind` or `tmpfs`.
+    pub kind: &'static str,
+    /// What is bound.
+    pub source: PathBuf,
+    /// Mount options.
+    pub options: Vec<String>,
+}
+
+/// Builds the specification for a root folder, the files to bind over the image's, as (source, target), and what the
+/// caller wants mounted. A caller's mount over one of the base replaces it.
 ///
 /// # Errors
 /// When libcontainer's types do not take a value.
-pub fn build(root: &Path, hostname: &str, files: &[(PathBuf, PathBuf)]) -> Result<Spec, OciSpecError> {
+pub fn build(
+    root: &Path,
+    hostname: &str,
+    files: &[(PathBuf, PathBuf)],
+    extra: &[Extra],
+) -> Result<Spec, OciSpecError> {
     let mut mounts = base_mounts()?;
-    for (source, target) in files {
+    let replaced = |target: &Path| extra.iter().any(|extra| extra.target == target);
+    mounts.retain(|mount| !replaced(mount.destination()));
+    for (source, target) in files.iter().filter(|(_, target)| !replaced(target)) {
         let options = ["rbind", "rprivate"];
         mounts.push(mount(target, "bind", source, &options)?);
+    }
+    for extra in extra {
+        let options: Vec<&str> = extra.options.iter().map(String::as_str).collect();
+        mounts.push(mount(&extra.target, extra.kind, &extra.source, &options)?);
     }
     // HOME keeps libcontainer from asking the C library, which would load code of the image to answer.
     let process = ProcessBuilder::default()
@@ -122,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_stand_in_changes_nothing_that_the_order_will_set() {
-        let spec = build(Path::new("/root"), "box", &[]).unwrap();
+        let spec = build(Path::new("/root"), "box", &[], &[]).unwrap();
         let process = spec.process().as_ref().unwrap();
         assert!(process.capabilities().is_none() && process.rlimits().is_none());
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
@@ -131,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_network_namespace_is_shared_and_no_other() {
-        let spec = build(Path::new("/root"), "box", &[]).unwrap();
+        let spec = build(Path::new("/root"), "box", &[], &[]).unwrap();
         let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
         let types: Vec<LinuxNamespaceType> = namespaces.iter().map(LinuxNamespace::typ).collect();
         assert_eq!(types, NAMESPACES);
@@ -141,8 +166,23 @@ mod tests {
     #[test]
     fn given_files_are_bound_after_the_base() {
         let files = [(PathBuf::from("/run/hosts"), PathBuf::from("/etc/hosts"))];
-        let spec = build(Path::new("/root"), "box", &files).unwrap();
+        let spec = build(Path::new("/root"), "box", &files, &[]).unwrap();
         let last = spec.mounts().as_ref().unwrap().last().unwrap();
         assert_eq!(last.destination(), Path::new("/etc/hosts"));
+    }
+
+    #[test]
+    fn a_callers_mount_replaces_one_of_the_base_and_comes_last() {
+        let extra = |target: &str| Extra {
+            target: target.into(),
+            kind: "tmpfs",
+            source: "tmpfs".into(),
+            options: vec!["size=1m".into()],
+        };
+        let spec = build(Path::new("/root"), "box", &[], &[extra("/dev/shm"), extra("/data")]).unwrap();
+        let targets: Vec<&Path> =
+            spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().as_path()).collect();
+        assert_eq!(targets.iter().filter(|target| **target == Path::new("/dev/shm")).count(), 1);
+        assert_eq!(targets[targets.len() - 2..], [Path::new("/dev/shm"), Path::new("/data")]);
     }
 }

@@ -1,14 +1,14 @@
 //! One process of the container and all that belongs to it: output, input, terminal, cgroup, end.
 //!
 //! ```text
-//!   started ──▶ process ended ──▶ output ended ──▶ Exit published ──▶ cgroup removed
-//!                     ▲                ▲
-//!                     │ time limit:    │ a descendant that keeps the output open
-//!                     │ tree killed    │ is waited for two seconds: output cut
+//!   started ──▶ process ended ──▶ output ended ──▶ orphans killed ──▶ Exit published ──▶ cgroup removed
+//!                     ▲                ▲                 ▲
+//!                     │ time limit:    │ a descendant    │ unless they may stay
+//!                     │ tree killed    │ that keeps the output open is waited for two seconds: output cut
 //! ```
 //!
-//! The time limit is that of the whole tree: what outlives the first process is killed when it is over, be that before
-//! or after the exit was published.
+//! The time limit is that of the whole tree: where orphans may stay, what outlives the first process is killed when it
+//! is over, be that before or after the exit was published.
 //!
 //! Each execution has one task that follows it to its end; everything else reads what that task publishes.
 
@@ -46,6 +46,8 @@ pub struct Execution {
     pub id: String,
     /// No event tells of it and no activity counts it.
     pub quiet: bool,
+    /// What it started may outlive it.
+    pub keep_orphans: bool,
     /// Process id as the agent sees it.
     pub pid: Pid,
     /// Process id as the container sees it.
@@ -102,6 +104,14 @@ impl Execution {
         if cut {
             self.output.cut();
         }
+        // Before anybody knows of the end, who may rely on it that nothing is left.
+        if !self.keep_orphans
+            && !killed
+            && let Some(cgroup) = &self.cgroup
+            && let Err(error) = cgroup.clear()
+        {
+            crate::console::line(format_args!("cannot clear what {} left: {error}", self.id));
+        }
         let status = match ended {
             Ok(Ended::Code(code)) => exit::Status::Code(code),
             Ok(Ended::Signal(signal)) => exit::Status::Signal(signal),
@@ -130,6 +140,7 @@ impl Execution {
         Arc::new(Self {
             id: id.to_owned(),
             quiet: false,
+            keep_orphans: false,
             pid: Pid::from_raw(i32::MAX),
             inner_pid: 1,
             output: Output::new(&[], false),

@@ -10,6 +10,9 @@
 //! * As long as somebody reads, nothing unread is dropped: the pump stops, the pipe fills, the process waits.
 //! * As long as nobody has ever read a stream, it waits as well if it was made to hold; else its oldest is dropped. Once
 //!   its last reader has left, its oldest is dropped.
+//! * A reader of the head of the streams takes so much and no more, and what waits for its first reader goes on waiting from
+//!   the first byte: its client may come back. When there is more, both streams wait for the readers that follow it, from
+//!   where it stopped.
 //! * A reader that observes is no first reader: as long as nobody else has come, everything is kept for whoever does.
 //! * When the process has ended, what the pipe still holds must fit in any case, so that the end is known even if nobody
 //!   reads; so the capacity grows by what each source can hold.
@@ -56,20 +59,16 @@ struct State {
     /// Positions of each reader; [`NOT_READ`] for a stream that it does not want.
     readers: Vec<(u64, [u64; 2])>,
     next_reader: u64,
-    /// Streams that wait for their first reader.
-    hold: [bool; 2],
+    /// Streams that wait for a reader who will come, and from which position on.
+    hold: [Option<u64>; 2],
     cut: bool,
 }
 
 impl State {
     /// The oldest position of a stream that may not be dropped.
     fn needed(&self, stream: usize) -> Option<u64> {
-        // Whoever reads it then observes, and is no further back than the first reader will begin.
-        if self.hold[stream] {
-            return Some(0);
-        }
         let positions = self.readers.iter().map(|(_, positions)| positions[stream]);
-        positions.filter(|position| *position != NOT_READ).min()
+        positions.filter(|position| *position != NOT_READ).chain(self.hold[stream]).min()
     }
 }
 
@@ -78,7 +77,7 @@ impl Output {
     pub fn new(streams: &[Stream], hold: bool) -> Arc<Self> {
         let open = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
         let backlogs = [Backlog::new(CAPACITY), Backlog::new(CAPACITY)];
-        let hold = open.map(|open| open && hold);
+        let hold = open.map(|open| (open && hold).then_some(0));
         let state = State { backlogs, open, readers: Vec::new(), next_reader: 0, hold, cut: false };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -144,14 +143,21 @@ impl Output {
         }
     }
 
-    /// Waits until each stream that was made to hold has had a reader.
+    /// Waits until each stream that waits for a reader has one.
     pub async fn read_by_all(&self) {
         let mut news = self.news.subscribe();
-        while self.locked(|state| state.hold != [false; 2]) {
+        while self.locked(|state| state.hold != [None; 2]) {
             if news.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Waits for readers no longer.
+    pub fn let_go(&self) {
+        self.locked(|state| state.hold = [None; 2]);
+        self.space.send_replace(());
+        self.news.send_replace(());
     }
 
     /// Ends both streams here and now, whoever may still write to them.
@@ -180,10 +186,15 @@ impl Output {
 
     /// A new reader of these streams, from the oldest byte kept.
     pub fn read(self: &Arc<Self>, streams: &[Stream]) -> Reader {
-        let reader = self.observe(streams);
+        self.read_from(streams, [0; 2])
+    }
+
+    /// A new reader of these streams, from a position in each, or from the oldest byte kept if that is later.
+    pub fn read_from(self: &Arc<Self>, streams: &[Stream], from: [u64; 2]) -> Reader {
+        let reader = self.observe_from(streams, from);
         self.locked(|state| {
             for (hold, wanted) in state.hold.iter_mut().zip(reader.wanted) {
-                *hold &= !wanted;
+                *hold = hold.filter(|_| !wanted);
             }
         });
         // Others may wait for the first reader.
@@ -191,21 +202,42 @@ impl Output {
         reader
     }
 
+    /// A new reader of the head of both streams: see [`Reader::beyond`].
+    pub fn read_head(self: &Arc<Self>) -> Reader {
+        let mut reader = self.observe(&[Stream::Stdout, Stream::Stderr]);
+        reader.head = Some([Allowance { messages: limits::HEAD_MESSAGES, bytes: limits::HEAD }; 2]);
+        reader
+    }
+
     /// A new reader beside those that the output is meant for: it is waited for like any other, and what waits for its
     /// first reader goes on waiting.
     pub fn observe(self: &Arc<Self>, streams: &[Stream]) -> Reader {
+        self.observe_from(streams, [0; 2])
+    }
+
+    fn observe_from(self: &Arc<Self>, streams: &[Stream], from: [u64; 2]) -> Reader {
         let wanted = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
         let news = self.news.subscribe();
         let id = self.locked(|state| {
             let id = state.next_reader;
             state.next_reader += 1;
-            let position =
-                |stream: usize| if wanted[stream] { state.backlogs[stream].start() } else { NOT_READ };
+            let position = |stream: usize| {
+                let backlog: &Backlog = &state.backlogs[stream];
+                if wanted[stream] { from[stream].clamp(backlog.start(), backlog.end()) } else { NOT_READ }
+            };
             let positions = [position(0), position(1)];
             state.readers.push((id, positions));
             id
         });
-        Reader { output: Arc::clone(self), id, wanted, news, first: Stream::Stdout }
+        Reader {
+            output: Arc::clone(self),
+            id,
+            wanted,
+            news,
+            first: Stream::Stdout,
+            head: None,
+            beyond: false,
+        }
     }
 }
 
@@ -218,17 +250,33 @@ pub struct Reader {
     news: watch::Receiver<()>,
     /// The stream that is looked at first, so that neither starves the other.
     first: Stream,
+    /// What it may still read of each stream, if it reads their head alone.
+    head: Option<[Allowance; 2]>,
+    /// There was more than that.
+    beyond: bool,
+}
+
+/// How much of a stream may be read.
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
+    messages: usize,
+    bytes: usize,
 }
 
 impl Reader {
-    /// The next piece of output; `None` when the streams it reads have ended and all of them was read.
+    /// The next piece of output; `None` when the streams it reads have ended and all of them was read, or there is more
+    /// than it may read.
     pub async fn next(&mut self) -> Option<Message> {
+        let output = Arc::clone(&self.output);
         loop {
             self.news.mark_unchanged();
-            let (message, open) = self.output.locked(|state| {
+            let (message, open) = output.locked(|state| {
                 let open = (0..2).any(|stream| self.wanted[stream] && state.open[stream]);
                 (self.first_message(state), open)
             });
+            if self.beyond {
+                return None;
+            }
             if let Some((stream, message)) = message {
                 self.first = if stream == Stream::Stdout { Stream::Stderr } else { Stream::Stdout };
                 self.output.space.send_replace(());
@@ -240,7 +288,12 @@ impl Reader {
         }
     }
 
-    fn first_message(&self, state: &mut State) -> Option<(Stream, Message)> {
+    /// It was to read the head alone and there was more. Both streams wait from where it stopped for those who come next.
+    pub fn beyond(&self) -> bool {
+        self.beyond
+    }
+
+    fn first_message(&mut self, state: &mut State) -> Option<(Stream, Message)> {
         let (_, positions) = state.readers.iter_mut().find(|(id, _)| *id == self.id)?;
         let order = match self.first {
             Stream::Stdout => [Stream::Stdout, Stream::Stderr],
@@ -251,8 +304,28 @@ impl Reader {
                 continue;
             }
             let position = &mut positions[stream as usize];
-            if let Some((offset, data)) = state.backlogs[stream as usize].read(*position, limits::CHUNK) {
+            let allowed = self.head.map_or(limits::CHUNK, |head| {
+                let Allowance { messages, bytes } = head[stream as usize];
+                if messages == 0 { 0 } else { bytes.min(limits::CHUNK) }
+            });
+            if allowed == 0 {
+                if *position < state.backlogs[stream as usize].end() {
+                    self.beyond = true;
+                    // What was sent may not have arrived, so what waits already goes on waiting from where it does.
+                    let positions = *positions;
+                    for (hold, position) in state.hold.iter_mut().zip(positions) {
+                        *hold = Some(hold.map_or(position, |hold| hold.min(position)));
+                    }
+                    return None;
+                }
+                continue;
+            }
+            if let Some((offset, data)) = state.backlogs[stream as usize].read(*position, allowed) {
                 *position = offset + data.len() as u64;
+                if let Some(head) = &mut self.head {
+                    let left = &mut head[stream as usize];
+                    *left = Allowance { messages: left.messages - 1, bytes: left.bytes - data.len() };
+                }
                 let kind = match stream {
                     Stream::Stdout => StreamKind::Stdout,
                     Stream::Stderr => StreamKind::Stderr,
@@ -342,6 +415,26 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_comes_back_goes_on_where_it_was() {
+        let output = Output::new(&BOTH, true);
+        output.push(Stream::Stdout, b"0123456789");
+        let mut reader = output.read_from(&BOTH, [4, 0]);
+        let message = now(reader.next()).unwrap().unwrap();
+        assert_eq!((message.offset, &message.data[..]), (4, &b"456789"[..]));
+        output.push(Stream::Stdout, &vec![1; CAPACITY]);
+        while now(reader.next()).is_some() {}
+        drop(reader);
+        output.push(Stream::Stdout, b"x");
+        let first = now(output.read_from(&BOTH, [4, 0]).next()).unwrap().unwrap();
+        assert_eq!(first.offset, 11, "what is no longer kept is a gap");
+        assert_eq!(
+            now(output.read_from(&BOTH, [u64::MAX, 0]).next()),
+            None,
+            "a position yet to come is the end"
+        );
+    }
+
+    #[test]
     fn a_reader_alternates_between_streams_and_ends_after_the_last_byte() {
         let output = Output::new(&BOTH, true);
         output.push(Stream::Stdout, &vec![1; 2 * limits::CHUNK]);
@@ -379,6 +472,87 @@ mod tests {
         let mut second = output.read(&[Stream::Stderr]);
         assert_eq!(now(output.read_by_all()), Some(()));
         assert_eq!(now(second.next()).unwrap().unwrap().offset, 0);
+    }
+
+    #[test]
+    fn a_reader_of_the_head_gets_all_of_short_streams() {
+        let output = Output::new(&BOTH, true);
+        let mut reader = output.read_head();
+        output.push(Stream::Stdout, &vec![1; limits::HEAD]);
+        assert_eq!(now(reader.next()).unwrap().unwrap().data.len(), limits::HEAD);
+        output.push(Stream::Stderr, b"e");
+        output.close(Stream::Stdout);
+        output.close(Stream::Stderr);
+        assert_eq!(now(reader.next()).unwrap().unwrap().stream(), StreamKind::Stderr);
+        assert_eq!(now(reader.next()).unwrap(), None);
+        assert!(!reader.beyond());
+    }
+
+    #[test]
+    fn a_head_has_so_many_messages_however_small_and_so_many_bytes_however_large() {
+        for piece in [1, limits::HEAD - 1] {
+            let output = Output::new(&BOTH, true);
+            let mut reader = output.read_head();
+            let (mut messages, mut bytes) = (0, 0);
+            loop {
+                output.push(Stream::Stdout, &vec![7; piece]);
+                let Some(message) = now(reader.next()).unwrap() else { break };
+                (messages, bytes) = (messages + 1, bytes + message.data.len());
+            }
+            assert!(reader.beyond());
+            let full =
+                if piece == 1 { (limits::HEAD_MESSAGES, limits::HEAD_MESSAGES) } else { (2, limits::HEAD) };
+            assert_eq!((messages, bytes), full);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_head_of_one_stream_waits_for_new_readers_of_both() {
+        let output = Output::new(&BOTH, true);
+        let mut reader = output.read_head();
+        output.push(Stream::Stderr, b"e");
+        assert!(now(reader.next()).unwrap().is_some());
+        output.push(Stream::Stdout, &vec![7; limits::HEAD + 1]);
+        assert!(now(reader.next()).unwrap().is_some());
+        assert_eq!(now(reader.next()).unwrap(), None);
+        drop(reader);
+        fill(&output);
+        assert_eq!(now(output.room(Stream::Stdout)), None, "nothing is dropped");
+        assert_eq!(output.locked(|state| state.backlogs[0].start()), 0, "not even what was sent");
+        assert_eq!(now(output.room(Stream::Stderr)), Some(CAPACITY - 1));
+        let head = limits::HEAD as u64;
+        let mut stdout = output.read_from(&[Stream::Stdout], [head, 0]);
+        assert_eq!(now(output.read_by_all()), None, "one has not come yet");
+        let mut stderr = output.read_from(&[Stream::Stderr], [0, 1]);
+        assert_eq!(now(output.read_by_all()), Some(()));
+        assert_eq!(now(stdout.next()).unwrap().unwrap().offset, head);
+        output.push(Stream::Stderr, b"r");
+        assert_eq!(now(stderr.next()).unwrap().unwrap().data, &b"r"[..]);
+    }
+
+    #[test]
+    fn a_client_that_is_lost_with_the_head_finds_all_of_it_again() {
+        let output = Output::new(&BOTH, true);
+        let mut reader = output.read_head();
+        output.push(Stream::Stdout, &vec![7; limits::HEAD]);
+        assert!(now(reader.next()).unwrap().is_some());
+        fill(&output);
+        drop(reader);
+        assert_eq!(now(output.room(Stream::Stdout)), None);
+        let mut again = output.read(&BOTH);
+        assert_eq!(now(again.next()).unwrap().unwrap().offset, 0);
+    }
+
+    #[test]
+    fn readers_who_do_not_come_are_waited_for_until_they_are_let_go() {
+        let output = Output::new(&BOTH, true);
+        let mut reader = output.read_head();
+        output.push(Stream::Stdout, &vec![7; limits::HEAD + 1]);
+        while now(reader.next()).unwrap().is_some() {}
+        drop(reader);
+        fill(&output);
+        output.let_go();
+        assert_eq!((now(output.read_by_all()), now(output.room(Stream::Stdout))), (Some(()), Some(CAPACITY)));
     }
 
     #[test]

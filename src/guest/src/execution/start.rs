@@ -52,6 +52,8 @@ pub struct Launch<'a> {
     pub id: &'a str,
     /// No event tells of it.
     pub quiet: bool,
+    /// What it starts may outlive it.
+    pub keep_orphans: bool,
     /// What the caller asked for.
     pub spec: &'a ProcessSpec,
     /// What that means.
@@ -72,7 +74,7 @@ pub async fn start(
     launch: Launch<'_>,
     origin: Origin<'_>,
 ) -> Result<(Arc<Execution>, oneshot::Receiver<Ended>), StartFailure> {
-    let Launch { id, quiet, spec, order, hold, cgroup, first } = launch;
+    let Launch { id, quiet, keep_orphans, spec, order, hold, cgroup, first } = launch;
     let stdio =
         Stdio::open(spec, &order, first).map_err(|error| other("cannot open standard I/O", &error))?;
     let (status, status_child) =
@@ -124,6 +126,7 @@ pub async fn start(
     let execution = Execution {
         id: id.to_owned(),
         quiet,
+        keep_orphans,
         pid,
         inner_pid,
         output,

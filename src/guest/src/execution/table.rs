@@ -87,6 +87,8 @@ pub struct Table {
 struct Inner {
     known: HashMap<String, Outcome>,
     ended: VecDeque<String>,
+    /// Those of them that keep output, the newest last.
+    keeping: VecDeque<Arc<Execution>>,
     starting: usize,
     closed: bool,
 }
@@ -96,7 +98,8 @@ impl Table {
     pub fn new() -> (Self, Starting) {
         let (sender, outcome) = watch::channel(None);
         let known = HashMap::from([(MAIN.to_owned(), outcome)]);
-        let inner = Inner { known, ended: VecDeque::new(), starting: 0, closed: false };
+        let inner =
+            Inner { known, ended: VecDeque::new(), keeping: VecDeque::new(), starting: 0, closed: false };
         let table = Self { inner: Arc::new(Mutex::new(inner)), live: watch::Sender::new(0) };
         let starting = Starting { id: MAIN.to_owned(), table: table.clone(), sender };
         (table, starting)
@@ -162,20 +165,26 @@ impl Table {
         }
         self.locked(|inner| {
             inner.ended.push_back(id.to_owned());
+            if let Some(Some(Ok(execution))) = inner.known.get(id).map(|outcome| outcome.borrow().clone())
+                && execution.output.kept() > 0
+            {
+                inner.keeping.push_back(execution);
+            }
             while inner.ended.len() > MAX_ENDED {
                 if let Some(oldest) = inner.ended.pop_front() {
                     inner.known.remove(&oldest);
+                    inner.keeping.retain(|execution| execution.id != oldest);
                 }
             }
             let mut kept = 0;
-            for id in inner.ended.iter().rev() {
-                if let Some(Some(Ok(execution))) = inner.known.get(id).map(|outcome| outcome.borrow().clone())
-                {
-                    kept += execution.output.kept();
-                    if kept > MAX_KEPT {
-                        execution.output.release();
-                    }
+            for execution in inner.keeping.iter().rev() {
+                kept += execution.output.kept();
+                if kept > MAX_KEPT {
+                    execution.output.release();
                 }
+            }
+            if kept > MAX_KEPT {
+                inner.keeping.retain(|execution| execution.output.kept() > 0);
             }
         });
     }

@@ -37,11 +37,11 @@ impl Container for Service {
         launch::check(&main).map_err(invalid)?;
         let capabilities =
             capabilities::resolve(&request.capabilities_add, &request.capabilities_drop).map_err(invalid)?;
-        let place = self.agent.claim_container().map_err(out_of_order)?;
+        let site = self.agent.claim_container().map_err(out_of_order)?;
         let agent = Arc::clone(&self.agent);
         // A task of its own: a client that goes away leaves no half of it.
         let created = tokio::spawn(async move {
-            agent.create_container(main, capabilities, request.await_attach, place).await
+            agent.create_container(main, capabilities, request.await_attach, site, &request.mounts).await
         });
         let created = created.await.map_err(|error| Status::internal(error.to_string()))?;
         created.map_err(|error| Status::internal(console::chain(&error)))?;

@@ -7,9 +7,9 @@ use boxlite_portal::limits;
 use boxlite_portal::v1::exec_response::Outcome;
 use boxlite_portal::v1::execution_server;
 use boxlite_portal::v1::{
-    AttachRequest, AttachResponse, ExecRequest, ExecResponse, ResizeRequest, ResizeResponse, SignalRequest,
-    SignalResponse, Started, StdinRequest, StdinResponse, StreamKind, WaitRequest, WaitResponse,
-    attach_response, stdin_request,
+    AttachRequest, AttachResponse, Beyond, ExecRequest, ExecResponse, ResizeRequest, ResizeResponse,
+    RunResponse, SignalRequest, SignalResponse, StartFailure, Started, StdinRequest, StdinResponse,
+    StreamKind, WaitRequest, WaitResponse, attach_response, run_response, stdin_request,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{invalid, out_of_order};
 use crate::agent::{self, Agent, Wanted};
+use crate::container::capabilities;
 use crate::container::launch::{self, BadSpec};
 use crate::execution::Execution;
 use crate::execution::input::Input;
@@ -26,6 +27,9 @@ use crate::execution::terminal;
 
 /// How many messages may wait between the output and the connection.
 const QUEUE: usize = 1;
+
+/// How long what is beyond the head of a stream waits for those who read on, and a lost client may take to come back.
+const BEYOND: Duration = Duration::from_secs(20);
 
 /// See the proto file.
 #[derive(Debug)]
@@ -46,17 +50,16 @@ impl Service {
             }
         })
     }
-}
 
-#[tonic::async_trait]
-impl execution_server::Execution for Service {
-    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        let request = request.into_inner();
+    /// Starts what is asked for, or finds it started, and says how that came out.
+    async fn begin(&self, request: ExecRequest) -> Result<Result<Arc<Execution>, StartFailure>, Status> {
         let spec = request.process.unwrap_or_default();
         launch::check(&spec).map_err(invalid)?;
         if spec.args.is_empty() {
             return Err(invalid(BadSpec::NoProgram));
         }
+        let capabilities = (request.capabilities_add, request.capabilities_drop);
+        capabilities::change(0, &capabilities.0, &capabilities.1).map_err(invalid)?;
         let running = self.agent.running().map_err(out_of_order)?;
         let reserved = self.agent.table.reserve(&request.execution_id).map_err(|error| match error {
             ReserveError::Invalid => invalid(error),
@@ -69,19 +72,56 @@ impl execution_server::Execution for Service {
                 let outcome = starting.outcome();
                 let limit =
                     Some(request.timeout_millis).filter(|millis| *millis > 0).map(Duration::from_millis);
-                let wanted = Wanted { id: request.execution_id, spec, limit, quiet: request.quiet };
+                let wanted = Wanted {
+                    id: request.execution_id,
+                    spec,
+                    limit,
+                    quiet: request.quiet,
+                    keep_orphans: request.keep_orphans,
+                    detached: request.detached,
+                    capabilities,
+                };
                 let agent = Arc::clone(&self.agent);
                 // A task of its own: a client that goes away stops nothing half-way.
                 tokio::spawn(agent.run_execution(wanted, running, starting));
                 outcome
             }
         };
-        let outcome = match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Ok(execution))) => Outcome::Started(Started { pid: execution.inner_pid }),
-            Ok(Some(Err(failure))) => Outcome::Failure(failure.clone()),
-            Ok(None) | Err(_) => Outcome::Failure(agent::lost()),
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => Ok(outcome.clone()),
+            Ok(None) | Err(_) => Ok(Err(agent::lost())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl execution_server::Execution for Service {
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let outcome = match self.begin(request.into_inner()).await? {
+            Ok(execution) => Outcome::Started(Started { pid: execution.inner_pid }),
+            Err(failure) => Outcome::Failure(failure),
         };
         Ok(Response::new(ExecResponse { outcome: Some(outcome) }))
+    }
+
+    type RunStream = ReceiverStream<Result<RunResponse, Status>>;
+
+    async fn run(&self, request: Request<ExecRequest>) -> Result<Response<Self::RunStream>, Status> {
+        let begun = self.begin(request.into_inner()).await?;
+        let (sender, receiver) = mpsc::channel(QUEUE + 1);
+        let first = match &begun {
+            Ok(execution) => run_response::Event::Started(Started { pid: execution.inner_pid }),
+            Err(failure) => run_response::Event::Failure(failure.clone()),
+        };
+        // It goes out together with the head of the answer.
+        sender
+            .try_send(Ok(RunResponse { event: Some(first) }))
+            .map_err(|e| Status::internal(e.to_string()))?;
+        if let Ok(execution) = begun {
+            let attached = Attached::new(&self.agent, !execution.quiet);
+            tokio::spawn(async move { head(&execution, &sender, attached).await });
+        }
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     type AttachStream = ReceiverStream<Result<AttachResponse, Status>>;
@@ -96,7 +136,7 @@ impl execution_server::Execution for Service {
             let reader = if request.observe {
                 execution.output.observe(&streams)
             } else {
-                execution.output.read(&streams)
+                execution.output.read_from(&streams, [request.stdout_from, request.stderr_from])
             };
             stream(&execution, reader, &sender).await;
             // The client drops the stream once it has read the last message.
@@ -156,11 +196,18 @@ impl execution_server::Execution for Service {
 
     async fn signal(&self, request: Request<SignalRequest>) -> Result<Response<SignalResponse>, Status> {
         let SignalRequest { execution_id, signal, all } = request.into_inner();
-        let signal = i32::try_from(signal).ok().filter(|signal| (1..=64).contains(signal));
+        let signal = i32::try_from(signal).ok().filter(|signal| (0..=64).contains(signal));
         let signal = signal.ok_or_else(|| invalid("a signal is a number from 1 to 64"))?;
         let execution = self.find(&execution_id).await?;
+        if signal == 0 {
+            return Ok(Response::new(SignalResponse {}));
+        }
         let sent = match &execution.cgroup {
-            Some(cgroup) if all && execution.exit.borrow().is_none() => cgroup.signal(signal).map(|()| true),
+            Some(cgroup) if all && execution.exit.borrow().is_none() => match cgroup.signal(signal) {
+                // Nothing was left to signal.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                sent => sent.map(|()| true),
+            },
             _ => self.agent.reaper.signal(execution.pid, signal).map_err(std::io::Error::from),
         };
         match sent {
@@ -220,6 +267,46 @@ async fn stream(
     };
     // An error means that the client has gone, and with it the one who wanted to know.
     drop(send(attach_response::Event::Exit(exit)).await);
+}
+
+/// Serves the head of both streams. What is beyond it, or was not received, waits for those who come for it.
+async fn head(execution: &Execution, sender: &mpsc::Sender<Result<RunResponse, Status>>, attached: Attached) {
+    if send_head(execution, sender).await {
+        // The client drops the stream once it has read the last message.
+        sender.closed().await;
+    } else {
+        // A client that has gone is not waited for by the end of the box; one that reads on counts until it does.
+        let attached = Some(attached).filter(|_| !sender.is_closed());
+        drop(tokio::time::timeout(BEYOND, execution.output.read_by_all()).await);
+        drop(attached);
+    }
+    execution.output.let_go();
+}
+
+/// Sends the head of both streams, then the exit, or that there is more. Whether that was all.
+async fn send_head(execution: &Execution, sender: &mpsc::Sender<Result<RunResponse, Status>>) -> bool {
+    let send = |event| sender.send(Ok(RunResponse { event: Some(event) }));
+    let mut reader = execution.output.read_head();
+    loop {
+        let output = tokio::select! {
+            output = reader.next() => output,
+            () = sender.closed() => return false,
+        };
+        let Some(output) = output else { break };
+        if send(run_response::Event::Output(output)).await.is_err() {
+            return false;
+        }
+    }
+    if reader.beyond() {
+        // Without a client nobody comes, or one who knows where he was.
+        drop(send(run_response::Event::Beyond(Beyond {})).await);
+        return false;
+    }
+    let exit = tokio::select! {
+        exit = execution.ended() => exit,
+        () = sender.closed() => return false,
+    };
+    send(run_response::Event::Exit(exit)).await.is_ok()
 }
 
 /// Runs until the execution has ended at most: what it has not read by then nobody will.

@@ -154,7 +154,11 @@ fn prepare(agent: &Agent, request: &InitRequest) -> Result<Response<InitResponse
 
 fn prepare_disks(agent: &Agent, request: &InitRequest) -> Result<Disks, crate::disks::DiskError> {
     let (image, writable) = (PathBuf::from(&request.image_device), PathBuf::from(&request.writable_device));
-    Disks::mount(&agent.settings.run, &image, &writable)
+    let mut disks = Disks::mount(&agent.settings.run, &image, &writable)?;
+    if let Some(share) = &request.share {
+        disks.attach_share(&agent.settings.run, share)?;
+    }
+    Ok(disks)
 }
 
 fn no_clock(errno: Errno) -> Status {

@@ -5,6 +5,7 @@
 
 mod container;
 mod execution;
+mod files;
 mod guest;
 
 use std::io;
@@ -14,17 +15,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use boxlite_portal::hello::{self, Hello};
-use boxlite_portal::limits;
 use boxlite_portal::v1::container_server::ContainerServer;
 use boxlite_portal::v1::execution_server::ExecutionServer;
+use boxlite_portal::v1::files_server::FilesServer;
 use boxlite_portal::v1::guest_server::GuestServer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use boxlite_portal::{limits, transfer};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::agent::Agent;
+use crate::events::Hub;
+use crate::files::error::{FileError, Kind};
+use crate::files::place::Turn;
+use crate::files::transfer as bulk;
 use crate::shutdown::Shutdown;
 use crate::vsock::{Listener, Socket};
 
@@ -53,12 +60,13 @@ pub const BUILD: &str = concat!("boxlite-guest ", env!("CARGO_PKG_VERSION"));
 pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::transport::Error> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let (ready, incoming) = mpsc::channel(HANDSHAKES);
-    let accepting = tokio::spawn(accept(listener, Arc::clone(&connections), ready));
+    let accepting = tokio::spawn(accept(listener, Arc::clone(&agent), Arc::clone(&connections), ready));
     let shutdown = Shutdown::new(Arc::clone(&agent));
 
     let guest = GuestServer::new(guest::Service::new(Arc::clone(&agent), shutdown.clone()));
     let container = ContainerServer::new(container::Service::new(Arc::clone(&agent)));
-    let execution = ExecutionServer::new(execution::Service::new(agent));
+    let execution = ExecutionServer::new(execution::Service::new(Arc::clone(&agent)));
+    let files = FilesServer::new(files::Service::new(agent));
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -72,6 +80,9 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::t
         .add_service(
             execution.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE),
         )
+        .add_service(
+            files.max_decoding_message_size(limits::MESSAGE).max_encoding_message_size(limits::MESSAGE),
+        )
         .serve_with_incoming(ReceiverStream::new(incoming));
     let result = tokio::select! {
         result = server => result,
@@ -83,6 +94,7 @@ pub async fn serve(agent: Arc<Agent>, listener: Listener) -> Result<(), tonic::t
 
 async fn accept(
     listener: Listener,
+    agent: Arc<Agent>,
     connections: Arc<Semaphore>,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
@@ -99,12 +111,17 @@ async fn accept(
                 continue;
             }
         };
-        let ready = ready.clone();
+        let (ready, agent) = (ready.clone(), Arc::clone(&agent));
         tokio::spawn(async move {
-            let mut connection = Connection { socket, _permit: permit };
-            match greet(&mut connection.socket).await {
-                // An error means that the server has gone.
-                Ok(()) => drop(ready.send(Ok(connection)).await),
+            let mut socket = socket;
+            match greet(&mut socket).await {
+                Ok(first) if first == transfer::MAGIC => begin_transfer(socket, permit, &agent).await,
+                Ok(first) => {
+                    let connection =
+                        Connection { first: Bytes::copy_from_slice(&first), socket, _permit: permit };
+                    // An error means that the server has gone.
+                    drop(ready.send(Ok(connection)).await);
+                }
                 // It came and went.
                 Err(hello::HelloError::Io(_)) => {}
                 Err(error) => crate::console::line(format_args!("a connection was refused: {error}")),
@@ -114,7 +131,8 @@ async fn accept(
     }
 }
 
-async fn greet(socket: &mut Socket) -> Result<(), hello::HelloError> {
+/// Exchanges hellos, and reads the first bytes of what the host wants.
+async fn greet(socket: &mut Socket) -> Result<[u8; 4], hello::HelloError> {
     let received = hello::receive(socket).await;
     // A peer of another version is told which one this is, so that it can say who is to be updated.
     if matches!(received, Ok(_) | Err(hello::HelloError::Incompatible { .. })) {
@@ -124,12 +142,64 @@ async fn greet(socket: &mut Socket) -> Result<(), hello::HelloError> {
             .await
             .map_err(|_| hello::HelloError::Timeout)??;
     }
-    received.map(drop)
+    received?;
+    let mut first = [0; 4];
+    match tokio::time::timeout(limits::HELLO_TIMEOUT, socket.read_exact(&mut first)).await {
+        Ok(read) => read.map(|_| first).map_err(hello::HelloError::Io),
+        Err(_) => Err(hello::HelloError::Timeout),
+    }
+}
+
+/// Hands a connection over to a transfer of bulk data.
+async fn begin_transfer(socket: Socket, permit: OwnedSemaphorePermit, agent: &Agent) {
+    let running = agent.running();
+    let turn = match &running {
+        Ok(running) => running.place.turn().await.map(Some),
+        Err(_) => Ok(None),
+    };
+    // A box in which files are moved is not idle.
+    let busy = Busy::new(agent.events.clone());
+    let serve = move |entered: Result<(), FileError>| {
+        let running = entered.and_then(|()| match &running {
+            Ok(running) => Ok(running.as_ref()),
+            Err(error) => Err(FileError::new(Kind::Other, error.to_string())),
+        });
+        let _busy = busy;
+        // Whoever has gone in the middle knows it.
+        drop(bulk::serve(socket.into_fd(), running));
+        drop(permit);
+    };
+    let started = match turn {
+        Ok(Some(turn)) => turn.start(serve),
+        Ok(None) => Turn::outside(move || serve(Ok(()))),
+        Err(error) => Turn::outside(move || serve(Err(error))),
+    };
+    if let Err(error) = started {
+        crate::console::line(format_args!("a transfer was refused: {error}"));
+    }
+}
+
+/// Counts as somebody who is attached, for as long as it lives.
+struct Busy(Hub);
+
+impl Busy {
+    fn new(events: Hub) -> Self {
+        events.attached();
+        Self(events)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.detached();
+    }
 }
 
 /// A connection that has said hello, and its place among those allowed.
 #[derive(Debug)]
 struct Connection {
+    /// What was read to tell what it is for, and not yet given to HTTP/2.
+    first: Bytes,
     socket: Socket,
     _permit: OwnedSemaphorePermit,
 }
@@ -146,6 +216,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
@@ -22,6 +23,7 @@ pub const CONTAINER: &str = "boxlite";
 pub struct Cgroup {
     path: PathBuf,
     folder: OwnedFd,
+    removed: AtomicBool,
 }
 
 impl Cgroup {
@@ -49,7 +51,7 @@ impl Cgroup {
         }
         let folder =
             OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(&path)?;
-        Ok(Self { path, folder: folder.into() })
+        Ok(Self { path, folder: folder.into(), removed: AtomicBool::new(false) })
     }
 
     /// Its folder, for clone3.
@@ -103,8 +105,26 @@ impl Cgroup {
     /// # Errors
     /// `ResourceBusy` as long as a process of it lives.
     pub fn remove(&self) -> io::Result<()> {
+        // By then another one may have its name.
+        if self.removed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                self.removed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends what still lives in it. That costs nothing more than its removal when nothing does, as is usual.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn clear(&self) -> io::Result<()> {
+        match self.remove() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => self.kill(),
             other => other,
         }
     }

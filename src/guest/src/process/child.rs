@@ -100,18 +100,16 @@ impl<T> At<T> for nix::Result<T> {
     }
 }
 
-/// A forked execution: joins the container's namespaces and becomes its program. Does not return.
+/// A forked execution: joins the container's namespaces and becomes its program. Does not return. The protection from the
+/// out-of-memory killer was lifted around the fork.
 pub fn execute(order: &[u8], container: BorrowedFd<'_>, status: OwnedFd, stdio: [OwnedFd; 3]) -> ! {
     let mut status = File::from(status);
-    let joined = undo_protection().and_then(|()| {
-        // The process namespace was joined by the fork. The network is the machine's own.
-        let namespaces = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWCGROUP;
-        setns(container, namespaces)
-    });
-    let failed = match joined.at(Step::Namespaces) {
+    // The process namespace was joined by the fork. The network is the machine's own.
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWCGROUP;
+    let failed = match setns(container, namespaces).at(Step::Namespaces) {
         Ok(()) => become_program(order, &mut status, stdio).unwrap_err_infallible(),
         Err(failed) => failed,
     };
@@ -129,7 +127,7 @@ pub fn execute_main(order: &[u8], status: OwnedFd, stdio: [OwnedFd; 3]) -> ! {
     report(&mut status, failed)
 }
 
-/// Lifts what protects the agent and the spawner from the out-of-memory killer.
+/// Lifts what protects the agent and the spawner, and what they fork, from the out-of-memory killer.
 fn undo_protection() -> nix::Result<()> {
     match std::fs::write("/proc/self/oom_score_adj", "0") {
         Ok(()) => Ok(()),

@@ -14,8 +14,10 @@
 //! it is not here. All it forks are siblings: children of the agent, which alone reaps. The spawner never waits for a
 //! child, so a child that hangs (in a file system that does not answer, say) holds up nobody else.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -92,6 +94,8 @@ fn keep_only(socket: &UnixStream) -> nix::Result<()> {
 }
 
 fn run(mut socket: UnixStream) -> io::Result<()> {
+    // First: of a process that is not dumpable, this file belongs to root, who need not be us in a test.
+    let protection = Protection::open()?;
     // Whoever may trace this process could leave the container through it.
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::prctl::set_name(c"spawner")?;
@@ -99,11 +103,14 @@ fn run(mut socket: UnixStream) -> io::Result<()> {
     let mut container: Option<OwnedFd> = None;
     while let Some(Frame { kind, body, fds }) = order::receive(&mut socket)? {
         let reply = match (kind, &container) {
-            (Kind::Exec, Some(container)) => exec(&body, fds, container),
-            (Kind::Create, None) => create(&body, fds).map(|(pid, pidfd)| {
-                container = Some(pidfd);
-                pid
-            }),
+            (Kind::Exec, Some(container)) => exec(&body, fds, container, &protection)?,
+            (Kind::Create, None) => match create(&body, fds) {
+                Ok((pid, first)) => {
+                    container = Some(first);
+                    Ok(pid)
+                }
+                Err(refusal) => Err(refusal),
+            },
             (Kind::Exec, None) => Err(Refusal::new(Errno::ESRCH, "there is no container")),
             (Kind::Create, Some(_)) => Err(Refusal::new(Errno::EEXIST, "there is a container already")),
             (Kind::Main, _) => Err(Refusal::new(Errno::EINVAL, "not an order for the spawner")),
@@ -153,16 +160,49 @@ fn encode_reply(reply: &Result<Pid, Refusal>) -> Vec<u8> {
     [&code.to_le_bytes()[..], &length.to_le_bytes()[..], text].concat()
 }
 
-fn exec(order: &[u8], fds: Vec<OwnedFd>, container: &OwnedFd) -> Result<Pid, Refusal> {
+/// What keeps the out-of-memory killer from the spawner.
+struct Protection {
+    file: File,
+    /// How it is rated; nothing if as any other.
+    rating: Option<String>,
+}
+
+impl Protection {
+    fn open() -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
+        let mut text = String::new();
+        (&file).read_to_string(&mut text)?;
+        let rating = text.trim_end();
+        Ok(Self { rating: (rating != "0").then(|| rating.to_owned()), file })
+    }
+
+    /// Forks without it. Around the fork and not in the child, for whom it is many times the work: its own file would have to
+    /// be made first. So small a process is nobody's first choice meanwhile.
+    fn lifted<T>(&self, fork: impl FnOnce() -> T) -> io::Result<T> {
+        let Some(rating) = &self.rating else { return Ok(fork()) };
+        self.file.write_all_at(b"0", 0)?;
+        let forked = fork();
+        self.file.write_all_at(rating.as_bytes(), 0)?;
+        Ok(forked)
+    }
+}
+
+/// Forks an execution. An error of the outer kind is the spawner's end: it would be the first to be killed.
+fn exec(
+    order: &[u8],
+    fds: Vec<OwnedFd>,
+    container: &OwnedFd,
+    protection: &Protection,
+) -> io::Result<Result<Pid, Refusal>> {
     let Ok([cgroup, status, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else {
-        return Err(Refusal::new(Errno::EBADF, "an execution needs five descriptors"));
+        return Ok(Err(Refusal::new(Errno::EBADF, "an execution needs five descriptors")));
     };
     // SAFETY: the spawner has a single thread.
-    match unsafe { child::fork_sibling_into(cgroup.as_fd()) } {
+    protection.lifted(|| match unsafe { child::fork_sibling_into(cgroup.as_fd()) } {
         Ok(Some(pid)) => Ok(pid),
         Ok(None) => child::execute(order, container.as_fd(), status, [stdin, stdout, stderr]),
         Err(errno) => Err(Refusal::new(errno, "cannot fork into the container")),
-    }
+    })
 }
 
 fn create(bundle: &[u8], fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd), Refusal> {

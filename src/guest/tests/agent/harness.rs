@@ -259,6 +259,7 @@ impl TestAgent {
             hostname: "testbox".to_owned(),
             image_device: self.process.devices[0].clone(),
             writable_device: self.process.devices[1].clone(),
+            share: None,
         }
     }
 
@@ -302,6 +303,19 @@ impl TestAgent {
         let process = Some(process);
         self.ask(ExecRequest { execution_id: id.to_owned(), process, timeout_millis, ..Default::default() })
             .await
+    }
+
+    /// Starts an execution whose orphans may stay, within a time limit.
+    pub(crate) async fn exec_keeping(
+        &self,
+        id: &str,
+        process: ProcessSpec,
+        timeout_millis: u64,
+    ) -> Result<Started, StartFailure> {
+        let (execution_id, process) = (id.to_owned(), Some(process));
+        let request =
+            ExecRequest { execution_id, process, timeout_millis, keep_orphans: true, ..Default::default() };
+        self.ask(request).await
     }
 
     /// Starts an execution that nobody is told of.

@@ -8,6 +8,7 @@
 
 mod harness;
 mod lifecycle;
+mod run;
 mod stories;
 
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use stories::Story;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn all() -> Vec<(&'static str, Story)> {
-    [stories::all(), lifecycle::all()].concat()
+    [stories::all(), lifecycle::all(), run::all()].concat()
 }
 
 fn main() -> ExitCode {

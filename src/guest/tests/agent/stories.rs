@@ -299,6 +299,7 @@ stories! {
                 capabilities_add: vec!["SYS_PTRACE".into()],
                 capabilities_drop: vec!["CAP_MKNOD".into(), "net_raw".into()],
                 await_attach: true,
+                mounts: Vec::new(),
             })
             .await;
         agent.start_main().await.expect("it starts");
@@ -400,9 +401,11 @@ stories! {
         assert!(ending.await.expect("an end").is_ok());
     }
 
-    async fn a_descendant_that_keeps_the_output_is_not_waited_for_and_not_harmed(bench) {
+    async fn a_descendant_that_keeps_the_output_is_not_waited_for_and_not_harmed_if_it_may_stay(bench) {
         let agent = bench.idle().await;
-        let seen = agent.run("x", sh("(sleep 3; echo late; echo alive > /alive) & echo early")).await;
+        let script = sh("(sleep 3; echo late; echo alive > /alive) & echo early");
+        agent.exec_keeping("x", script, 0).await.expect("it starts");
+        let seen = agent.attach("x").await;
         assert_eq!(seen.text(), "early\n");
         assert_eq!(seen.exit, Exit { output_cut: true, ..code(0) });
         let mut round = 0;
@@ -425,11 +428,25 @@ stories! {
         assert_eq!(agent.wait("y").await, code(4));
     }
 
+    async fn nothing_that_an_execution_has_started_outlives_it(bench) {
+        let agent = bench.idle().await;
+        let silent = "(trap '' TERM HUP; exec sleep 1000) >/dev/null 2>&1 & setsid sleep 1000 >/dev/null 2>&1 & exit 3";
+        assert_eq!(agent.run("silent", sh(silent)).await.exit, code(3));
+        let seen = agent.run("open", sh("sleep 1000 & echo early; exit 4")).await;
+        assert_eq!((seen.text(), seen.exit), ("early\n".into(), Exit { output_cut: true, ..code(4) }));
+        let mut round = 0;
+        until("an end of the trees", async || {
+            round += 1;
+            agent.sh(&format!("ps{round}"), "grep -l sleep /proc/[0-9]*/comm | wc -l").await == "0\n"
+        })
+        .await;
+    }
+
     async fn a_time_limit_holds_for_what_outlives_the_first_process(bench) {
         let agent = bench.idle().await;
-        agent.exec_for("open", sh("sleep 1000 &"), 300).await.expect("it starts");
+        agent.exec_keeping("open", sh("sleep 1000 &"), 300).await.expect("it starts");
         assert_eq!(agent.wait("open").await, code(0), "the output ended with the tree and was not cut");
-        agent.exec_for("silent", sh("sleep 1000 >/dev/null 2>&1 &"), 300).await.expect("it starts");
+        agent.exec_keeping("silent", sh("sleep 1000 >/dev/null 2>&1 &"), 300).await.expect("it starts");
         assert_eq!(agent.wait("silent").await, code(0));
         let mut round = 0;
         until("an end of the tree", async || {
@@ -455,9 +472,11 @@ stories! {
         agent.exec("y", sh("sleep 1000 & wait")).await.expect("it starts");
         assert_eq!(signal(&agent, "y", libc::SIGKILL, true).await, Ok(()));
         assert_eq!(agent.attach("y").await.exit, killed(libc::SIGKILL));
-        for number in [0, 65, 1000] {
+        for number in [65, 1000] {
             assert_eq!(signal(&agent, "y", number, false).await, Err(Code::InvalidArgument));
         }
+        assert_eq!(signal(&agent, "y", 0, false).await, Ok(()), "it is known");
+        assert_eq!(signal(&agent, "z", 0, false).await, Err(Code::NotFound));
     }
 
     async fn a_terminal_is_one_of_the_containers_own(bench) {

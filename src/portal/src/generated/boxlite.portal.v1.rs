@@ -23,6 +23,23 @@ pub struct InitRequest {
     /// Block device of the writable layer (ext4), such as /dev/vdc. Grown to the size of its device.
     #[prost(string, tag = "4")]
     pub writable_device: ::prost::alloc::string::String,
+    /// Since version 3. Where the box's volumes come from; absent when there are none.
+    #[prost(oneof = "init_request::Share", tags = "5, 6")]
+    pub share: ::core::option::Option<init_request::Share>,
+}
+/// Nested message and enum types in `InitRequest`.
+pub mod init_request {
+    /// Since version 3. Where the box's volumes come from; absent when there are none.
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Share {
+        /// A virtio-fs device of this tag.
+        #[prost(string, tag = "5")]
+        ShareTag(::prost::alloc::string::String),
+        /// A port of the host that speaks FUSE over a stream.
+        #[prost(uint32, tag = "6")]
+        SharePort(u32),
+    }
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -232,6 +249,37 @@ pub struct ContainerInitRequest {
     /// is dropped as long as nobody is attached.
     #[prost(bool, tag = "4")]
     pub await_attach: bool,
+    /// Since version 3. Mounted over the image, in this order.
+    #[prost(message, repeated, tag = "5")]
+    pub mounts: ::prost::alloc::vec::Vec<Mount>,
+}
+/// Something mounted in the container. Since version 3.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mount {
+    /// Absolute and normal, not "/". Made if it is missing.
+    #[prost(bytes = "vec", tag = "1")]
+    pub target: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub read_only: bool,
+    /// For memory: permissions of its root; 0 means 01777.
+    #[prost(uint32, tag = "5")]
+    pub tmpfs_mode: u32,
+    #[prost(oneof = "mount::Source", tags = "3, 4")]
+    pub source: ::core::option::Option<mount::Source>,
+}
+/// Nested message and enum types in `Mount`.
+pub mod mount {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Source {
+        /// An entry of the share's root: a folder or a file.
+        #[prost(string, tag = "3")]
+        Volume(::prost::alloc::string::String),
+        /// A file system in memory of at most this many bytes; 0: half of the machine's memory.
+        #[prost(uint64, tag = "4")]
+        TmpfsBytes(u64),
+    }
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -317,6 +365,18 @@ pub struct ExecRequest {
     /// Since version 2. No event tells of it and no activity counts it: for what a host runs for its own sake.
     #[prost(bool, tag = "4")]
     pub quiet: bool,
+    /// Since version 3. Processes that it started may outlive it; otherwise they are killed when it has ended.
+    #[prost(bool, tag = "5")]
+    pub keep_orphans: bool,
+    /// Since version 3. Capabilities beyond those of the main command, and those of them to leave out, as in
+    /// ContainerInitRequest.
+    #[prost(string, repeated, tag = "6")]
+    pub capabilities_add: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "7")]
+    pub capabilities_drop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Since version 3. Output waits for no first reader: the oldest is dropped as long as nobody is attached.
+    #[prost(bool, tag = "8")]
+    pub detached: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -335,6 +395,37 @@ pub mod exec_response {
         Failure(super::StartFailure),
     }
 }
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunResponse {
+    #[prost(oneof = "run_response::Event", tags = "1, 2, 3, 4, 5")]
+    pub event: ::core::option::Option<run_response::Event>,
+}
+/// Nested message and enum types in `RunResponse`.
+pub mod run_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "1")]
+        Started(super::Started),
+        /// The last message.
+        #[prost(message, tag = "2")]
+        Failure(super::StartFailure),
+        #[prost(message, tag = "3")]
+        Output(super::Output),
+        /// The last message, after all output of both streams.
+        #[prost(message, tag = "4")]
+        Exit(super::Exit),
+        /// The last message. As long as the process runs the agent keeps what follows, and the head, for whoever attaches next,
+        /// for ten seconds at least.
+        #[prost(message, tag = "5")]
+        Beyond(super::Beyond),
+    }
+}
+/// More output than the beginning that a Run carries.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Beyond {}
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Started {
@@ -423,6 +514,12 @@ pub struct AttachRequest {
     /// waiting, and no activity counts it. Like any reader, it must keep up, and the end of the box waits for it.
     #[prost(bool, tag = "3")]
     pub observe: bool,
+    /// Since version 3. Positions from which on output is wanted, for who comes back after a lost connection. What is no
+    /// longer kept shows as a gap.
+    #[prost(uint64, tag = "4")]
+    pub stdout_from: u64,
+    #[prost(uint64, tag = "5")]
+    pub stderr_from: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -522,7 +619,7 @@ pub struct WaitResponse {
 pub struct SignalRequest {
     #[prost(string, tag = "1")]
     pub execution_id: ::prost::alloc::string::String,
-    /// Linux signal number, 1 to 64.
+    /// Linux signal number, 1 to 64. Since version 3: 0 only asks whether there is such an execution.
     #[prost(uint32, tag = "2")]
     pub signal: u32,
     /// To every process of the execution instead of its first one.
@@ -543,6 +640,390 @@ pub struct ResizeRequest {
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResizeResponse {}
+/// What is known of a file.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileInfo {
+    /// Its last component.
+    #[prost(bytes = "vec", tag = "1")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// Permission bits, 07777.
+    #[prost(uint32, tag = "4")]
+    pub mode: u32,
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+    #[prost(uint32, tag = "6")]
+    pub gid: u32,
+    /// Last change of the content: seconds since the Unix epoch, and nanoseconds.
+    #[prost(int64, tag = "7")]
+    pub modified_seconds: i64,
+    #[prost(uint32, tag = "8")]
+    pub modified_nanos: u32,
+    /// Where a symbolic link leads.
+    #[prost(bytes = "vec", tag = "9")]
+    pub link_target: ::prost::alloc::vec::Vec<u8>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// Of what a symbolic link leads to, instead of the link.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatResponse {
+    #[prost(message, optional, tag = "1")]
+    pub info: ::core::option::Option<FileInfo>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<FileInfo>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MakeFolderRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// Its missing parents too, and one that is there already is no error.
+    #[prost(bool, tag = "2")]
+    pub parents: bool,
+    /// Permission bits; 0 means 0755.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    /// As in ProcessSpec; empty means the user of the main command.
+    #[prost(string, tag = "4")]
+    pub owner: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MakeFolderResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// A folder with all that is in it. Symbolic links are removed, never followed.
+    #[prost(bool, tag = "2")]
+    pub recursive: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenameRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub from: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<u8>,
+    /// Something that is there is an error.
+    #[prost(bool, tag = "3")]
+    pub keep_existing: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenameResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// Folders below it too.
+    #[prost(bool, tag = "2")]
+    pub recursive: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<WatchEvent>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchEvent {
+    #[prost(enumeration = "watch_event::Kind", tag = "1")]
+    pub kind: i32,
+    /// Below the path that is watched; empty for that itself.
+    #[prost(bytes = "vec", tag = "2")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// The two halves of a move have the same number, which is not 0.
+    #[prost(uint32, tag = "3")]
+    pub cookie: u32,
+    #[prost(bool, tag = "4")]
+    pub folder: bool,
+}
+/// Nested message and enum types in `WatchEvent`.
+pub mod watch_event {
+    #[allow(clippy::all)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        Created = 1,
+        /// Its content was changed, and whoever changed it has closed it.
+        Written = 2,
+        /// Permissions, owner or times.
+        Attributes = 3,
+        Removed = 4,
+        MovedFrom = 5,
+        MovedTo = 6,
+        /// What is watched has gone itself; the last event.
+        Gone = 7,
+        /// Events were lost: look again.
+        Overflow = 8,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::Created => "CREATED",
+                Self::Written => "WRITTEN",
+                Self::Attributes => "ATTRIBUTES",
+                Self::Removed => "REMOVED",
+                Self::MovedFrom => "MOVED_FROM",
+                Self::MovedTo => "MOVED_TO",
+                Self::Gone => "GONE",
+                Self::Overflow => "OVERFLOW",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "CREATED" => Some(Self::Created),
+                "WRITTEN" => Some(Self::Written),
+                "ATTRIBUTES" => Some(Self::Attributes),
+                "REMOVED" => Some(Self::Removed),
+                "MOVED_FROM" => Some(Self::MovedFrom),
+                "MOVED_TO" => Some(Self::MovedTo),
+                "GONE" => Some(Self::Gone),
+                "OVERFLOW" => Some(Self::Overflow),
+                _ => None,
+            }
+        }
+    }
+}
+/// The first frame of a bulk transfer, from the host.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferRequest {
+    #[prost(oneof = "transfer_request::Operation", tags = "1, 2, 3, 4")]
+    pub operation: ::core::option::Option<transfer_request::Operation>,
+}
+/// Nested message and enum types in `TransferRequest`.
+pub mod transfer_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Operation {
+        #[prost(message, tag = "1")]
+        Pack(super::PackRequest),
+        #[prost(message, tag = "2")]
+        Unpack(super::UnpackRequest),
+        #[prost(message, tag = "3")]
+        Read(super::ReadRequest),
+        #[prost(message, tag = "4")]
+        Write(super::WriteRequest),
+    }
+}
+/// A tree of files as a tar stream, from the guest.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PackRequest {
+    /// A trailing slash follows a symbolic link; a trailing "/." means the content of a folder.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub follow_symlinks: bool,
+}
+/// A tar stream, from the host, to be unpacked.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpackRequest {
+    /// Where to: a trailing slash demands a folder.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// What the stream has at its root.
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub kind: i32,
+    /// Its name there.
+    #[prost(bytes = "vec", tag = "3")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    /// The stream is the content of a folder, not the folder.
+    #[prost(bool, tag = "4")]
+    pub contents: bool,
+    /// A folder must be there, and the stream is unpacked into it as it is.
+    #[prost(bool, tag = "5")]
+    pub archive: bool,
+    /// Owners as in the stream.
+    #[prost(bool, tag = "6")]
+    pub keep_owner: bool,
+    /// Otherwise: as in ProcessSpec; empty means the user of the main command.
+    #[prost(string, tag = "7")]
+    pub owner: ::prost::alloc::string::String,
+    /// Something that is there is an error.
+    #[prost(bool, tag = "8")]
+    pub keep_existing: bool,
+}
+/// The bytes of a file, from the guest.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// At most so many; 0 means to the end.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+}
+/// The bytes of a file, from the host. The file appears whole or not at all.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    /// Permission bits; 0 means those of the file that is replaced, else 0644.
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+    #[prost(string, tag = "3")]
+    pub owner: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub append: bool,
+    #[prost(bool, tag = "5")]
+    pub keep_existing: bool,
+}
+/// What will come, from the side that sends data, before the data.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferInfo {
+    #[prost(enumeration = "FileKind", tag = "1")]
+    pub kind: i32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bool, tag = "3")]
+    pub contents: bool,
+    /// Bytes of data, as far as that is known; 0 when it is not.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+}
+/// How a transfer ended, from the guest.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferResult {
+    /// Absent when it went well.
+    #[prost(message, optional, tag = "1")]
+    pub failure: ::core::option::Option<TransferFailure>,
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Not taken over: sockets, device nodes, extended attributes.
+    #[prost(uint64, tag = "4")]
+    pub skipped_sockets: u64,
+    #[prost(uint64, tag = "5")]
+    pub skipped_devices: u64,
+    #[prost(uint64, tag = "6")]
+    pub skipped_xattrs: u64,
+    /// Files that changed while they were read.
+    #[prost(uint64, tag = "7")]
+    pub changed: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransferFailure {
+    #[prost(enumeration = "transfer_failure::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `TransferFailure`.
+pub mod transfer_failure {
+    #[allow(clippy::all)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        NotFound = 1,
+        AlreadyExists = 2,
+        PermissionDenied = 3,
+        /// What is there is of another kind.
+        WrongKind = 4,
+        NoSpace = 5,
+        Invalid = 6,
+        Other = 7,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::NotFound => "NOT_FOUND",
+                Self::AlreadyExists => "ALREADY_EXISTS",
+                Self::PermissionDenied => "PERMISSION_DENIED",
+                Self::WrongKind => "WRONG_KIND",
+                Self::NoSpace => "NO_SPACE",
+                Self::Invalid => "INVALID",
+                Self::Other => "OTHER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "NOT_FOUND" => Some(Self::NotFound),
+                "ALREADY_EXISTS" => Some(Self::AlreadyExists),
+                "PERMISSION_DENIED" => Some(Self::PermissionDenied),
+                "WRONG_KIND" => Some(Self::WrongKind),
+                "NO_SPACE" => Some(Self::NoSpace),
+                "INVALID" => Some(Self::Invalid),
+                "OTHER" => Some(Self::Other),
+                _ => None,
+            }
+        }
+    }
+}
 /// What the agent reports on the boot channel, each as one length-prefixed message, before the portal is served.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -599,6 +1080,43 @@ impl StreamKind {
             "STREAM_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "STDOUT" => Some(Self::Stdout),
             "STDERR" => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FileKind {
+    Unspecified = 0,
+    File = 1,
+    Folder = 2,
+    Symlink = 3,
+    /// A device, a FIFO or a socket.
+    Special = 4,
+}
+impl FileKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FILE_KIND_UNSPECIFIED",
+            Self::File => "FILE",
+            Self::Folder => "FOLDER",
+            Self::Symlink => "SYMLINK",
+            Self::Special => "SPECIAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FILE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "FILE" => Some(Self::File),
+            "FOLDER" => Some(Self::Folder),
+            "SYMLINK" => Some(Self::Symlink),
+            "SPECIAL" => Some(Self::Special),
             _ => None,
         }
     }
@@ -1921,6 +2439,34 @@ pub mod execution_client {
                 .insert(GrpcMethod::new("boxlite.portal.v1.Execution", "Exec"));
             self.inner.unary(req, path, codec).await
         }
+        /// Since version 3. Exec, and the beginning of both streams with it, so that a short command takes one call: first how
+        /// the start went, then output, then Exit, after which the host drops the stream as with Attach. Each stream has at most
+        /// 8 messages and 65536 bytes here. One that has more ends this with Beyond: then both go on with Attach, from where they
+        /// are.
+        pub async fn run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExecRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RunResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Execution/Run",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Execution", "Run"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Streams output, then exactly one Exit as the last message. The receiver ends the stream: the agent keeps it open
         /// after Exit until the host drops it, which tells the agent that all of it has arrived. Attaching to "main" before
         /// Container.Start is allowed and waits.
@@ -2054,6 +2600,20 @@ pub mod execution_server {
             &self,
             request: tonic::Request<super::ExecRequest>,
         ) -> std::result::Result<tonic::Response<super::ExecResponse>, tonic::Status>;
+        /// Server streaming response type for the Run method.
+        type RunStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RunResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Since version 3. Exec, and the beginning of both streams with it, so that a short command takes one call: first how
+        /// the start went, then output, then Exit, after which the host drops the stream as with Attach. Each stream has at most
+        /// 8 messages and 65536 bytes here. One that has more ends this with Beyond: then both go on with Attach, from where they
+        /// are.
+        async fn run(
+            &self,
+            request: tonic::Request<super::ExecRequest>,
+        ) -> std::result::Result<tonic::Response<Self::RunStream>, tonic::Status>;
         /// Server streaming response type for the Attach method.
         type AttachStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::AttachResponse, tonic::Status>,
@@ -2202,6 +2762,52 @@ pub mod execution_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Execution/Run" => {
+                    #[allow(non_camel_case_types)]
+                    struct RunSvc<T: Execution>(pub Arc<T>);
+                    impl<
+                        T: Execution,
+                    > tonic::server::ServerStreamingService<super::ExecRequest>
+                    for RunSvc<T> {
+                        type Response = super::RunResponse;
+                        type ResponseStream = T::RunStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExecRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Execution>::run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -2465,6 +3071,679 @@ pub mod execution_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "boxlite.portal.v1.Execution";
     impl<T> tonic::server::NamedService for ExecutionServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "client")]
+pub mod files_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Files as the container sees them: paths are absolute there and resolved in its mount namespace, so all that is mounted
+    /// can be reached. Since version 3. An error has one of the codes NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+    /// FAILED_PRECONDITION (what is there is of another kind), RESOURCE_EXHAUSTED (no space) or INVALID_ARGUMENT, else UNKNOWN.
+    #[derive(Debug, Clone)]
+    pub struct FilesClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl FilesClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> FilesClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> FilesClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            FilesClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn stat(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StatRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/Stat",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "Stat"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The entries of a folder, in no order, without "." and "..".
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/List",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "List"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        pub async fn make_folder(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MakeFolderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MakeFolderResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/MakeFolder",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "MakeFolder"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::RemoveResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/Remove",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn rename(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenameRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenameResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/Rename",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "Rename"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What happens to a file, or in a folder, from the first message on, which is empty.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/boxlite.portal.v1.Files/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("boxlite.portal.v1.Files", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod files_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with FilesServer.
+    #[async_trait]
+    pub trait Files: std::marker::Send + std::marker::Sync + 'static {
+        async fn stat(
+            &self,
+            request: tonic::Request<super::StatRequest>,
+        ) -> std::result::Result<tonic::Response<super::StatResponse>, tonic::Status>;
+        /// Server streaming response type for the List method.
+        type ListStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The entries of a folder, in no order, without "." and "..".
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListStream>, tonic::Status>;
+        async fn make_folder(
+            &self,
+            request: tonic::Request<super::MakeFolderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MakeFolderResponse>,
+            tonic::Status,
+        >;
+        async fn remove(
+            &self,
+            request: tonic::Request<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::RemoveResponse>, tonic::Status>;
+        async fn rename(
+            &self,
+            request: tonic::Request<super::RenameRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenameResponse>, tonic::Status>;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What happens to a file, or in a folder, from the first message on, which is empty.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+    }
+    /// Files as the container sees them: paths are absolute there and resolved in its mount namespace, so all that is mounted
+    /// can be reached. Since version 3. An error has one of the codes NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+    /// FAILED_PRECONDITION (what is there is of another kind), RESOURCE_EXHAUSTED (no space) or INVALID_ARGUMENT, else UNKNOWN.
+    #[derive(Debug)]
+    pub struct FilesServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> FilesServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for FilesServer<T>
+    where
+        T: Files,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/boxlite.portal.v1.Files/Stat" => {
+                    #[allow(non_camel_case_types)]
+                    struct StatSvc<T: Files>(pub Arc<T>);
+                    impl<T: Files> tonic::server::UnaryService<super::StatRequest>
+                    for StatSvc<T> {
+                        type Response = super::StatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StatRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::stat(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Files/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Files>(pub Arc<T>);
+                    impl<
+                        T: Files,
+                    > tonic::server::ServerStreamingService<super::ListRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListResponse;
+                        type ResponseStream = T::ListStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Files/MakeFolder" => {
+                    #[allow(non_camel_case_types)]
+                    struct MakeFolderSvc<T: Files>(pub Arc<T>);
+                    impl<T: Files> tonic::server::UnaryService<super::MakeFolderRequest>
+                    for MakeFolderSvc<T> {
+                        type Response = super::MakeFolderResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MakeFolderRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::make_folder(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MakeFolderSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Files/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Files>(pub Arc<T>);
+                    impl<T: Files> tonic::server::UnaryService<super::RemoveRequest>
+                    for RemoveSvc<T> {
+                        type Response = super::RemoveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Files/Rename" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenameSvc<T: Files>(pub Arc<T>);
+                    impl<T: Files> tonic::server::UnaryService<super::RenameRequest>
+                    for RenameSvc<T> {
+                        type Response = super::RenameResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenameRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::rename(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenameSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/boxlite.portal.v1.Files/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Files>(pub Arc<T>);
+                    impl<
+                        T: Files,
+                    > tonic::server::ServerStreamingService<super::WatchRequest>
+                    for WatchSvc<T> {
+                        type Response = super::WatchResponse;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Files>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for FilesServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "boxlite.portal.v1.Files";
+    impl<T> tonic::server::NamedService for FilesServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 use boxlite_control::{Direction, DiskFormat, EngineChoice, SocketPath, VmSpec};
 use libkrun_sys::{Context, LogLevel};
 
+use crate::share::Server;
+
 use super::{COMMAND_LINE, Capabilities, Engine, Host, RunError, WhyNot};
 
 /// The engine.
@@ -52,6 +54,8 @@ impl Engine for Krun {
             context.add_vsock_port(port.port, socket.path(), listen)?;
             sockets.push(socket);
         }
+        // Before libkrun takes this process over: the server dies with the thread that started it.
+        let _share = vm.share.as_ref().map(|share| Server::start(share, false)).transpose()?;
         // A console whose output is a descriptor rather than a path is no `hvc0`, unless that is a terminal.
         context.set_console_output(Path::new("/proc/self/fd/1"))?;
         Err(context.run().into())

@@ -164,6 +164,9 @@ pub(crate) enum RunError {
     /// libkrun refused.
     #[error("libkrun refused the machine")]
     Krun(#[from] libkrun_sys::CallError),
+    /// The server of the volumes does not serve: its reasons.
+    #[error("cannot share the box's volumes: {}", .0.join(": "))]
+    Share(Vec<String>),
     /// A socket of the machine could not be set up.
     #[error("cannot set up the vsock device")]
     Vsock(#[source] Box<dyn std::error::Error + Send + Sync>),

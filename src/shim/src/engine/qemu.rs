@@ -18,6 +18,7 @@ use boxlite_vsock::{Device, Port};
 
 use super::qemu_arguments::{self, Accelerator};
 use super::{Capabilities, Engine, Host, RunError, WhyNot};
+use crate::share::Server;
 use crate::tsc::Measurement;
 use crate::{child, text};
 
@@ -49,6 +50,9 @@ impl Engine for Qemu {
         let program =
             program.ok_or_else(|| RunError::Unsupported(format!("nobody has looked for {PROGRAM}")))?;
         let vsock = Vsock::start(vm)?;
+        let share = vm.share.as_ref().map(|share| Server::start(share, true)).transpose()?;
+        let share = share.and_then(|server| server.qemus);
+        let share_fd = share.as_ref().map(AsRawFd::as_raw_fd);
         let accelerator = match measurement {
             None => Accelerator::Kvm,
             Some(measurement) => Accelerator::Software { tsc_khz: measurement.finish() },
@@ -56,11 +60,13 @@ impl Engine for Qemu {
         let failed = |source| RunError::Start { program: program.clone(), source };
 
         let mut command = Command::new(&program);
-        command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd())?);
+        command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd(), share_fd)?);
         command.env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
-        child::tie(&mut command, Some(vsock.qemus.as_raw_fd()));
+        child::tie(&mut command, [Some(vsock.qemus.as_raw_fd()), share_fd]);
         let mut qemu = command.spawn().map_err(failed)?;
         let served = vsock.hand_over();
+        // As with the vsock device: its server sees the end of QEMU when nobody else has this end.
+        drop(share);
         let words = qemu.stderr.take().map(last_words::listen).transpose().map_err(failed)?;
         let status = qemu.wait().map_err(failed)?;
         // The device ends with its socket, after host programs had a short time to read what the guest has sent last.

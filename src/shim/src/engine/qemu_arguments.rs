@@ -13,6 +13,7 @@ use std::path::Path;
 use boxlite_control::{DiskFormat, DiskSpec, VmSpec};
 
 use super::{COMMAND_LINE, RunError};
+use crate::share::TAG;
 
 /// The CPU that is emulated: all that QEMU knows, except the promise that byte-wise string moves are quick. Kernel and C
 /// library believe it and copy with `rep movsb`, which emulation does byte by byte; without it they copy by words, and a
@@ -22,8 +23,11 @@ const EMULATED_CPU: &str = "max,erms=off";
 /// Slots in the order of use.
 const SLOTS: [u8; 7] = [7, 6, 5, 4, 2, 1, 0];
 
-/// Devices besides disks: console, vsock and random numbers.
-const OTHER_DEVICES: usize = 3;
+/// Devices besides disks: console, vsock, random numbers and the share.
+const OTHER_DEVICES: usize = 4;
+
+/// Requests that the share's queue holds: as many as QEMU offers, since one of a megabyte takes a quarter of them.
+const SHARE_QUEUE: u16 = 1024;
 
 /// The most disks of a machine.
 const MAX_DISKS: usize = SLOTS.len() - OTHER_DEVICES;
@@ -43,12 +47,13 @@ pub(super) enum Accelerator {
     },
 }
 
-/// QEMU's arguments for this machine. `vsock` is the descriptor of a connected socket to a vhost-user device; the console is
-/// on standard output.
+/// QEMU's arguments for this machine. `vsock` and `share` are descriptors of connected sockets to vhost-user devices; the
+/// console is on standard output.
 pub(super) fn arguments(
     vm: &VmSpec,
     accelerator: Accelerator,
     vsock: RawFd,
+    share: Option<RawFd>,
 ) -> Result<Vec<OsString>, RunError> {
     let mut line = Line { arguments: Vec::new(), slots: SLOTS.iter() };
     line.flag("-no-user-config");
@@ -92,6 +97,10 @@ pub(super) fn arguments(
     line.option("-chardev", format!("socket,id=vsock,fd={vsock}"));
     line.device("vhost-user-vsock-device,chardev=vsock")?;
     line.device("virtio-rng-device")?;
+    if let Some(share) = share {
+        line.option("-chardev", format!("socket,id=share,fd={share}"));
+        line.device(format!("vhost-user-fs-device,chardev=share,tag={TAG},queue-size={SHARE_QUEUE}"))?;
+    }
     Ok(line.arguments)
 }
 
@@ -201,11 +210,12 @@ mod tests {
                 disk("/c", DiskFormat::Qcow2, false),
             ],
             ports: Vec::new(),
+            share: None,
         }
     }
 
     fn line(vm: &VmSpec, accelerator: Accelerator) -> String {
-        let arguments = arguments(vm, accelerator, 9).unwrap();
+        let arguments = arguments(vm, accelerator, 9, Some(10)).unwrap();
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
         format!("{} ", arguments.join(" "))
     }
@@ -222,6 +232,7 @@ mod tests {
             "virtio-blk-device,drive=disk2,bus=virtio-mmio-bus.4 ",
             "vhost-user-vsock-device,chardev=vsock,bus=virtio-mmio-bus.2 ",
             "virtio-rng-device,bus=virtio-mmio-bus.1 ",
+            "vhost-user-fs-device,chardev=share,tag=volumes,queue-size=1024,bus=virtio-mmio-bus.0 ",
         ] {
             assert!(line.contains(device), "{device} in {line}");
         }
@@ -260,16 +271,16 @@ mod tests {
     fn a_relative_path_is_refused() {
         let mut vm = machine();
         vm.disks[0].path = "nbd:evil".into();
-        assert!(matches!(arguments(&vm, SOFTWARE, 9), Err(RunError::Unsupported(_))));
+        assert!(matches!(arguments(&vm, SOFTWARE, 9, None), Err(RunError::Unsupported(_))));
     }
 
     #[test]
     fn more_disks_than_slots_are_refused() {
         let mut vm = machine();
         vm.disks.resize(MAX_DISKS, vm.disks[0].clone());
-        assert!(arguments(&vm, SOFTWARE, 9).is_ok());
+        assert!(arguments(&vm, SOFTWARE, 9, None).is_ok());
         vm.disks.push(vm.disks[0].clone());
-        assert!(matches!(arguments(&vm, SOFTWARE, 9), Err(RunError::Unsupported(_))));
+        assert!(matches!(arguments(&vm, SOFTWARE, 9, None), Err(RunError::Unsupported(_))));
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use boxlite_control::{
-    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, ProcessSpec, SocketPath, step,
+    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, MountSource, MountSpec, ProcessSpec, SocketPath,
+    step,
 };
 use boxlite_portal::MAIN;
 use boxlite_portal::client::Portal;
 use boxlite_portal::v1;
+use boxlite_portal::v1::init_request::Share;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -36,6 +38,7 @@ const BUILD: &str = concat!("boxlite-shim ", env!("CARGO_PKG_VERSION"));
 pub(super) async fn start(
     files: &BoxFiles,
     container: &ContainerSpec,
+    share: Option<Share>,
     log: Option<PathBuf>,
 ) -> Result<(Portal, Option<JoinHandle<()>>), Failure> {
     let unreachable = |error: &dyn std::error::Error| {
@@ -49,6 +52,7 @@ pub(super) async fn start(
         hostname: container.hostname.clone(),
         image_device: IMAGE_DEVICE.to_owned(),
         writable_device: WRITABLE_DEVICE.to_owned(),
+        share,
     };
     let init = portal.guest().init(machine).await;
     let kernel =
@@ -151,6 +155,21 @@ fn container_request(container: &ContainerSpec) -> v1::ContainerInitRequest {
         capabilities_add: container.capabilities_add.clone(),
         capabilities_drop: container.capabilities_drop.clone(),
         await_attach: container.await_attach,
+        mounts: container.mounts.iter().map(mount).collect(),
+    }
+}
+
+fn mount(mount: &MountSpec) -> v1::Mount {
+    use v1::mount::Source;
+    let (source, tmpfs_mode) = match &mount.source {
+        MountSource::Volume(name) => (Source::Volume(name.clone()), 0),
+        MountSource::Tmpfs { bytes, mode } => (Source::TmpfsBytes(*bytes), *mode),
+    };
+    v1::Mount {
+        target: mount.target.clone().into_bytes(),
+        read_only: mount.read_only,
+        source: Some(source),
+        tmpfs_mode,
     }
 }
 
@@ -165,7 +184,11 @@ fn process(process: &ProcessSpec) -> v1::ProcessSpec {
             .terminal
             .map(|(rows, columns)| v1::TerminalSize { rows: rows.into(), columns: columns.into() }),
         stdin: process.stdin,
-        rlimits: Vec::new(),
+        rlimits: process
+            .rlimits
+            .iter()
+            .map(|(name, soft, hard)| v1::Rlimit { name: name.clone(), soft: *soft, hard: *hard })
+            .collect(),
     }
 }
 

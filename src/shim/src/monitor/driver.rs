@@ -11,6 +11,7 @@ use boxlite_control::{
 };
 use boxlite_portal::client::Portal;
 use boxlite_portal::ports;
+use boxlite_portal::v1::init_request::Share;
 use libkrun_sys::firmware;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -27,6 +28,7 @@ use super::sockets::RunSockets;
 use super::vmm::Vmm;
 use super::{EVENTS, GOODBYE, StartError, agent, boot, console, guest_events, health, unix_nanos, usage};
 use crate::engine::{self, Host};
+use crate::share;
 
 /// News of a guest that wait to be looked at.
 const NEWS: usize = 64;
@@ -57,11 +59,11 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
     let config = life.config;
     let (engine, capabilities) = engine::choose(config.engine, &Host::look())?;
     let kernel = firmware::kernel(&firmware::find()?, &config.cache)?;
-    let RunSockets { boot: listener, portal } = RunSockets::listen(life.files)?;
+    let RunSockets { boot: listener, by_vmm } = RunSockets::listen(life.files)?;
     let mut vm = config.vm.clone();
     (vm.cpus, vm.memory_mib) = (life.settings.cpus, life.settings.memory_mib);
     vm.kernel = kernel;
-    vm.ports.retain(|port| port.port != ports::PORTAL && port.port != ports::BOOT);
+    vm.ports.retain(|port| ![ports::PORTAL, ports::BOOT, ports::SHARE].contains(&port.port));
     vm.ports.extend([
         VsockPort {
             port: ports::PORTAL,
@@ -70,6 +72,14 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
         },
         VsockPort { port: ports::BOOT, path: life.files.boot_socket(), direction: Direction::GuestToHost },
     ]);
+    let share = vm.share.as_mut().map(|share| {
+        share.socket = life.files.share_socket();
+        share::reached_by(engine.choice())
+    });
+    if let Some(Share::SharePort(port)) = share {
+        let path = life.files.share_socket();
+        vm.ports.push(VsockPort { port, path, direction: Direction::GuestToHost });
+    }
     let vmm_config = VmmConfig {
         version: VERSION,
         box_id: config.box_id.clone(),
@@ -97,6 +107,7 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
     let driver = Driver {
         life,
         engine: engine.choice(),
+        share,
         vmm,
         events,
         news,
@@ -113,7 +124,7 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
     if timeout(GOODBYE, recorder.join_next()).await.is_err() {
         tracing::warn!("somebody holds the console open");
     }
-    drop(portal);
+    drop(by_vmm);
     Ok(end)
 }
 
@@ -121,6 +132,8 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
 struct Driver<'l, 'a> {
     life: &'l mut Life<'a>,
     engine: EngineChoice,
+    /// How the guest reaches its volumes, if it has any.
+    share: Option<Share>,
     vmm: Vmm,
     events: mpsc::Receiver<Event>,
     news: mpsc::Receiver<News>,
@@ -363,7 +376,7 @@ impl Driver<'_, '_> {
                 step::reached("monitor", if step == "container" { "container" } else { "boot" });
                 self.life.publisher.publish(State::Starting { step });
             }
-            Action::StartContainer => self.calls.start(self.life),
+            Action::StartContainer => self.calls.start(self.life, self.share.clone()),
             Action::PublishRunning => self.main_runs(),
             Action::PublishPaused => {
                 if let Some(run) = self.run.clone() {
@@ -503,12 +516,12 @@ impl Calls {
         })
     }
 
-    fn start(&mut self, life: &Life<'_>) {
+    fn start(&mut self, life: &Life<'_>, share: Option<Share>) {
         let (slot, recording) = (Arc::clone(&self.portal), Arc::clone(&self.recording));
         let (files, container) = (life.files.clone(), life.config.container.clone());
         let log = life.config.log.then(|| life.files.output_log());
         self.spawn(async move {
-            match agent::start(&files, &container, log).await {
+            match agent::start(&files, &container, share, log).await {
                 Ok((portal, recorder)) => {
                     slot.get_or_init(|| portal);
                     *recording.lock().unwrap_or_else(PoisonError::into_inner) = recorder;

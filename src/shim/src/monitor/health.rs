@@ -74,6 +74,7 @@ async fn run(portal: &Portal, spec: &HealthSpec, id: String) -> Result<(i32, Str
         process: Some(v1::ProcessSpec { args, ..Default::default() }),
         timeout_millis: spec.timeout_millis.max(1),
         quiet: true,
+        ..Default::default()
     };
     match portal.execution().exec(request).await.map_err(told)?.into_inner().outcome {
         Some(Outcome::Started(_)) => {}
@@ -82,7 +83,7 @@ async fn run(portal: &Portal, spec: &HealthSpec, id: String) -> Result<(i32, Str
         }
         None => return Err("the agent does not say whether the probe runs".to_owned()),
     }
-    let request = v1::AttachRequest { execution_id: id, streams: Vec::new(), observe: true };
+    let request = v1::AttachRequest { execution_id: id, observe: true, ..Default::default() };
     let mut stream = portal.execution().attach(request).await.map_err(told)?.into_inner();
     let mut output = Vec::new();
     loop {

@@ -46,8 +46,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boxlite_control::{
-    BoxFiles, EndReason, ErrorRecord, EventKind, FailureKind, MonitorConfig, State, StatusUpdate, VERSION,
-    frame, step,
+    BoxFiles, EndReason, ErrorRecord, EventKind, FailureKind, MonitorConfig, RELEASE, State, StatusUpdate,
+    VERSION, frame, step,
 };
 use libkrun_sys::firmware::FirmwareError;
 use nix::errno::Errno;
@@ -286,9 +286,13 @@ fn watch_for_ends(
         let orders = orders.clone();
         let stop = stop(config.owner_grace_millis, EndReason::OwnerGone);
         watchers.spawn(async move {
-            // Nothing is sent after the configuration. A failure is an end, too.
+            // One thing may be sent after the configuration. A failure is an end, too.
             let mut byte = [0];
-            while matches!(read.read(&mut byte).await, Ok(1..)) {}
+            while matches!(read.read(&mut byte).await, Ok(1..)) {
+                if byte == [RELEASE] {
+                    return tracing::info!("the box belongs to nobody any more");
+                }
+            }
             tracing::info!("the lifeline has ended");
             drop(orders.send(stop()).await);
         });

@@ -20,7 +20,8 @@ use crate::text;
 pub(super) fn start(portal: &Portal, path: PathBuf) -> JoinHandle<()> {
     let portal = portal.clone();
     tokio::spawn(async move {
-        let request = v1::AttachRequest { execution_id: MAIN.to_owned(), streams: Vec::new(), observe: true };
+        let request =
+            v1::AttachRequest { execution_id: MAIN.to_owned(), observe: true, ..Default::default() };
         let mut stream = match portal.execution().attach(request).await {
             Ok(stream) => stream.into_inner(),
             Err(status) => {

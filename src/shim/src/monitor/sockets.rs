@@ -37,16 +37,16 @@ pub(super) fn listen_for_orders(files: &BoxFiles) -> Result<(UnixListener, Socke
 pub(super) struct RunSockets {
     /// For the guest's boot channel.
     pub(super) boot: (UnixListener, SocketFile),
-    /// The VMM makes this one.
-    pub(super) portal: SocketFile,
+    /// The VMM makes these.
+    pub(super) by_vmm: [SocketFile; 2],
 }
 
 impl RunSockets {
     /// Listens, after removing what the run before has left. For the holder of the box's lock only.
     pub(super) fn listen(files: &BoxFiles) -> Result<Self, ListenError> {
-        let portal = SocketFile(files.portal_socket());
-        remove(&portal.0);
-        Ok(Self { boot: listen(&files.boot_socket())?, portal })
+        let by_vmm = [SocketFile(files.portal_socket()), SocketFile(files.share_socket())];
+        by_vmm.iter().for_each(|socket| remove(&socket.0));
+        Ok(Self { boot: listen(&files.boot_socket())?, by_vmm })
     }
 }
 
@@ -76,7 +76,9 @@ mod tests {
     async fn sockets_of_a_killed_monitor_are_replaced_and_ours_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let files = BoxFiles::new(folder.path());
-        for socket in [files.control_socket(), files.boot_socket(), files.portal_socket()] {
+        let sockets =
+            [files.control_socket(), files.boot_socket(), files.portal_socket(), files.share_socket()];
+        for socket in sockets {
             drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
         }
         let control = listen_for_orders(&files).unwrap();

@@ -65,7 +65,7 @@ impl Vmm {
         if let Some(filter) = std::env::var_os(environment::LOG) {
             command.env(environment::LOG, filter);
         }
-        child::tie(&mut command, None);
+        child::tie(&mut command, [None, None]);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(output));
         let children = unix::signal(SignalKind::child())?;
         let child = tokio::process::Command::from(command).spawn()?;
