@@ -176,15 +176,45 @@ fn eight_programs_at_random_on_one_home_lose_nothing_and_leave_nothing() {
 fn ten_boxes_that_start_at_once_all_come_up() {
     let story = Story::with_busybox();
     let began = Instant::now();
-    let mut runs: Vec<_> = (0..10)
-        .map(|number| {
+    std::thread::scope(|scope| {
+        for number in 0..10 {
             let name = format!("box{number}");
-            story.boxlite(["run", "-d", "-m", "256m", "--name", &name, "busybox", "sleep", "1000"]).start()
-        })
-        .collect();
-    for run in &mut runs {
-        assert!(run.wait().success());
-    }
+            let mut run =
+                story.boxlite(["run", "-d", "-m", "256m", "--name", &name, "busybox", "sleep", "1000"]);
+            scope.spawn(move || run.run().success());
+        }
+    });
     println!("ten boxes were up after {:?}", began.elapsed());
     assert!(story.boxes().iter().all(|info| info["status"] == "running"));
+}
+
+#[test]
+fn a_machine_that_ends_before_its_agent_has_come_up_is_started_once_more() {
+    let story = Story::with_busybox();
+    let run = story.boxlite(["run", "-d", "--name", "box", "busybox", "sleep", "1000"]);
+    // QEMU takes SIGTERM for the guest's power button, once it listens to it: it ends as if the guest had powered off.
+    let listens = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
+        u64::from_str_radix(caught.trim(), 16).is_ok_and(|caught| caught & 1 << (15 - 1) != 0)
+    };
+    let machine = |story: &Story| {
+        let mut processes = story.processes().into_iter();
+        processes.find(|(_, line)| line.contains("-machine microvm")).map(|(pid, _)| pid).filter(listens)
+    };
+    std::thread::scope(|scope| {
+        let run = scope.spawn(move || run.run());
+        let mut first = None;
+        eventually("there is a machine", Duration::from_secs(30), || {
+            first = machine(&story);
+            first.is_some()
+        });
+        let pid = first.unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        run.join().unwrap().success();
+    });
+    let id = story.boxes()[0]["id"].as_str().unwrap().to_owned();
+    let log = std::fs::read_to_string(story.home().join("boxes").join(id).join("logs/shim.log")).unwrap();
+    assert_eq!(log.matches("is started once more").count(), 1, "{log}");
+    assert_eq!(log.matches("the VMM starts").count(), 2, "{log}");
 }

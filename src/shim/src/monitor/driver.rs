@@ -52,6 +52,8 @@ pub(super) struct RunEnd {
     pub(super) verdict: Verdict,
     /// How long the main command ran; `None` when it never did.
     pub(super) ran_for: Option<Duration>,
+    /// The machine went away by itself before anybody in it had said a word: its disks are as they were.
+    pub(super) stillborn: bool,
 }
 
 /// Brings a machine up and drives it to its end. All of its processes have ended then.
@@ -116,6 +118,7 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
         run: None,
         ran_since: None,
         idle_since: None,
+        heard: false,
         limit_reached: false,
     };
     let end = driver.run().await;
@@ -144,6 +147,8 @@ struct Driver<'l, 'a> {
     ran_since: Option<Instant>,
     /// Since when nothing but the main command runs; `None` while something does.
     idle_since: Option<Instant>,
+    /// The agent has said something.
+    heard: bool,
     /// A limit has stopped this run: a machine that is about to be killed does not look at that, and need not be told again.
     limit_reached: bool,
 }
@@ -165,7 +170,10 @@ impl Driver<'_, '_> {
                     None => continue,
                 },
                 // What the agent said before its machine ended counts.
-                Some(event) = self.events.recv() => event,
+                Some(event) = self.events.recv() => {
+                    self.heard = true;
+                    event
+                }
                 causes = self.vmm.gone() => Event::VmmGone(causes),
                 () = at(deadline), if deadline.is_some() => Event::Deadline,
                 () = at(limit.map(|(at, _)| at)), if limit.is_some() => match limit {
@@ -189,7 +197,8 @@ impl Driver<'_, '_> {
             }
         };
         self.calls.finish_recording().await;
-        RunEnd { verdict, ran_for: self.ran_since.map(|since| since.elapsed()) }
+        let stillborn = !self.heard && self.vmm.has_succeeded();
+        RunEnd { verdict, ran_for: self.ran_since.map(|since| since.elapsed()), stillborn }
     }
 
     fn advance(&mut self, machine: &mut Machine, event: Event) -> Option<Verdict> {

@@ -162,12 +162,22 @@ impl<'a> Life<'a> {
     /// Lives to the end, and returns the final state.
     pub(super) async fn live(&mut self) -> State {
         let mut backoff = Backoff::default();
+        let mut tried_again = false;
         loop {
             let tail = Tail::default();
-            let (verdict, ran_for) = match driver::run(self, &tail).await {
-                Ok(RunEnd { verdict, ran_for }) => (verdict, ran_for),
+            let RunEnd { verdict, ran_for, stillborn } = match driver::run(self, &tail).await {
+                Ok(end) => end,
                 Err(error) => return self.not_brought_up(&error),
             };
+            // One emulated boot in many hundreds ends in a reset of the kernel before there is a console to say why, most
+            // often on a host that is very busy.
+            if stillborn && !tried_again && self.stop.is_none() && !self.owner_gone && !self.again {
+                tracing::warn!("the machine ended before its agent came up, and is started once more");
+                tried_again = true;
+                self.publisher.publish(State::Starting { step: "engine".to_owned() });
+                continue;
+            }
+            tried_again = false;
             let ran = ran_for.is_some();
             let stop = if self.owner_gone { Some(EndReason::OwnerGone) } else { self.stop };
             match what_now(&verdict, ran, stop, self.again, (self.settings.restart, self.restarts)) {

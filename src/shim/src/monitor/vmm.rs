@@ -79,6 +79,11 @@ impl Vmm {
         self.pid.as_raw().unsigned_abs()
     }
 
+    /// Whether it has ended as it does when its machine powers off or resets.
+    pub(super) fn has_succeeded(&self) -> bool {
+        self.ended.is_some_and(|status| status.success())
+    }
+
     /// Kills the VMM with all of its children, unless it has ended.
     pub(super) fn kill(&self) {
         // Once the VMM has been waited for, its number may be another's. Its children die with it.
