@@ -236,3 +236,35 @@ fn a_removal_whose_program_is_killed_at_any_step_leaves_a_box_or_none() {
 fn a_removal_by_force_during_which_any_process_is_killed_leaves_a_sane_home() {
     every_pair(Operation::RemoveByForce, &[Role::Program, Role::Monitor, Role::Vmm]);
 }
+
+#[test]
+fn a_box_whose_monitor_has_just_begun_can_be_removed_by_force() {
+    let (story, steps) = (Story::with_busybox(), Steps::listen());
+    Operation::Start.prepare(&story, &steps);
+    let begins = steps.hold("monitor locked");
+    let mut start = story.boxlite(Operation::Start.arguments()).env(VARIABLE, steps.path()).start();
+    let begins = wait(&begins, STEP).expect("the monitor begins");
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| story.boxlite(["rm", "-f", "victim"]).run());
+        // It looks again and again whether the monitor has let the box go; nobody listens for orders yet.
+        eventually("the removal waits", STEP, || {
+            let removals = story.processes().into_iter().filter(|(_, line)| line.contains(" rm -f "));
+            removals.into_iter().any(|(pid, _)| slept(pid) > 100)
+        });
+        drop(begins);
+        steps.pass();
+        removal.join().unwrap().success();
+    });
+    start.wait();
+}
+
+/// How often the threads of a process have gone to sleep.
+fn slept(pid: i32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let statuses = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
+    let count = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    statuses.map(count).sum()
+}

@@ -213,10 +213,12 @@ fn two_pulls_at_once_download_each_blob_once() {
         let puller = Puller::new();
         let before = proxy.seen().len();
         let reference = format!("{}/{name}", proxy.host());
-        let mut pulls = [0, 1].map(|_| puller.boxlite(&["pull", "-q", &reference]).start());
-        for pull in &mut pulls {
-            assert_eq!(pull.wait().code(), Some(0));
-        }
+        std::thread::scope(|scope| {
+            let pulls = [0, 1].map(|_| scope.spawn(|| puller.boxlite(&["pull", "-q", &reference]).run()));
+            for pull in pulls {
+                pull.join().unwrap().success();
+            }
+        });
         let seen = proxy.seen().split_off(before);
         let mut blobs: Vec<_> =
             seen.iter().filter(|seen| seen.is_blob()).map(|seen| (seen.target(), seen.sent)).collect();

@@ -179,8 +179,7 @@ fn ten_boxes_that_start_at_once_all_come_up() {
     std::thread::scope(|scope| {
         for number in 0..10 {
             let name = format!("box{number}");
-            let run =
-                story.boxlite(["run", "-d", "-m", "256m", "--name", &name, "busybox", "sleep", "1000"]);
+            let run = story.boxlite(["run", "-d", "-m", "256m", "--name", &name, "busybox", "sleep", "1000"]);
             scope.spawn(move || run.run().success());
         }
     });

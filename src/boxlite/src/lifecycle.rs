@@ -7,6 +7,7 @@ use boxlite_control::{
     Admission, EventKind, Exit, FailureKind, Order, Phase, Request, Response, RestartPolicy, State, Update,
     admit,
 };
+use tokio::time::sleep;
 use tracing::{Instrument, info_span};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +28,8 @@ use crate::volume::VolumeSpec;
 const END_DEADLINE: Duration = Duration::from_secs(240);
 /// How long a monitor may take for an order that it carries out at once.
 const ORDER_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a monitor that does not listen yet is left alone.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// How often a start that finds the box in the hands of another monitor, which is gone a moment later, is tried again.
 const RACES: usize = 8;
 /// SIGKILL, the same on every Linux.
@@ -543,14 +546,22 @@ impl LiteBox {
     pub async fn stop_with(&self, signal: u32, grace: Duration) -> Result<()> {
         let stop = async {
             let limit = grace.saturating_add(END_DEADLINE);
-            let stopping = monitor::stop(&self.inner.files, signal, grace);
-            let stopped = tokio::time::timeout(limit, stopping).await.map_err(|_| {
-                Error::new(ErrorKind::Engine, format!("box {} did not stop within {limit:?}", self.id()))
-            })?;
-            if stopped?.is_some() {
-                count(&self.inner.runtime.counters.stopped);
-            }
-            self.wait_gone().await
+            let late =
+                || Error::new(ErrorKind::Engine, format!("box {} did not stop within {limit:?}", self.id()));
+            let stopping = async {
+                loop {
+                    if monitor::stop(&self.inner.files, signal, grace).await?.is_some() {
+                        count(&self.inner.runtime.counters.stopped);
+                        return self.wait_gone().await;
+                    }
+                    match self.wait_gone().await {
+                        // A monitor that had just begun did not listen yet: it is asked again.
+                        Err(error) if error.kind() == ErrorKind::InvalidState => sleep(ASK_AGAIN).await,
+                        gone => return gone,
+                    }
+                }
+            };
+            tokio::time::timeout(limit, stopping).await.map_err(|_| late())?
         };
         stop.instrument(info_span!("stop", id = self.id())).await
     }
