@@ -27,6 +27,7 @@ pub mod event;
 mod files;
 pub mod frame;
 mod health;
+mod network;
 pub mod output_log;
 mod restart;
 mod socket_path;
@@ -42,6 +43,10 @@ pub use admission::{Admission, Order, Phase, Refusal, admit};
 pub use event::{Event, EventKind};
 pub use files::{BoxFiles, rotated};
 pub use health::{Health, HealthProbe, HealthSpec, HealthStatus, PROBE_OUTPUT, PROBES};
+pub use network::{
+    Denial, FlowInfo, LinkSpec, NetConfig, NetOrder, NetReport, NetStats, NetworkPolicy, NetworkPreset, NetworkProtocol,
+    NetworkRule, NetworkSpec, NetworkTarget, NetworkVerdict, PortForward, RateLimit,
+};
 pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
 pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;
