@@ -284,9 +284,9 @@ pub enum NetReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Denial {
-    /// What it was.
-    pub protocol: NetworkProtocol,
-    /// Where it went; `None`: a name was asked for.
+    /// What it was; `None`: a name was asked for, or it was no packet of the box's own.
+    pub protocol: Option<NetworkProtocol>,
+    /// Where it went, if that is known.
     pub to: Option<SocketAddr>,
     /// The name that it was about, when there is one; escaped and bounded.
     pub name: Option<String>,

@@ -12,12 +12,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
-use std::os::fd::AsRawFd;
+
+use crate::capture::Capture;
+use crate::rate::Bucket;
 
 /// The length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -139,6 +142,8 @@ pub(crate) struct Outbox {
     ends: VecDeque<usize>,
     pub(crate) frames: u64,
     pub(crate) total: u64,
+    /// Where frames of both directions are written down, if anywhere.
+    pub(crate) capture: Option<Capture>,
 }
 
 impl Outbox {
@@ -163,18 +168,28 @@ impl Outbox {
         self.ends.push_back(self.bytes.len());
         self.frames += 1;
         self.total += u64::from(whole);
-        fill(&mut self.bytes[at..])
+        let filled = fill(&mut self.bytes[at..]);
+        if let Some(capture) = &mut self.capture {
+            capture.add(&self.bytes[at - ETHERNET..]);
+        }
+        filled
     }
 
-    /// Writes as long as the socket takes whole chunks. `false`: it is full, and there is more.
-    pub(crate) fn flush(&mut self, link: BorrowedFd<'_>) -> io::Result<bool> {
+    /// Writes as long as the socket takes whole chunks and `limit` lets them. `false`: there is more.
+    pub(crate) fn flush(&mut self, link: BorrowedFd<'_>, limit: &mut Bucket) -> io::Result<bool> {
         while !self.is_empty() {
+            if !limit.is_open(Instant::now()) {
+                return Ok(false);
+            }
             if !is_writable(link)? {
                 return Ok(false);
             }
             let chunk = self.chunk();
             match send(link.as_raw_fd(), &self.bytes[self.gone..chunk], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
-                Ok(sent) => self.has_gone(sent),
+                Ok(sent) => {
+                    limit.take(sent as u64);
+                    self.has_gone(sent);
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(false),
                 Err(errno) => return Err(errno.into()),
@@ -234,8 +249,8 @@ impl Link {
     }
 
     /// See [`Outbox::flush`].
-    pub(crate) fn flush(&mut self) -> io::Result<bool> {
-        self.outbox.flush(self.socket.as_fd())
+    pub(crate) fn flush(&mut self, limit: &mut Bucket) -> io::Result<bool> {
+        self.outbox.flush(self.socket.as_fd(), limit)
     }
 }
 
@@ -342,7 +357,7 @@ mod tests {
         let mut inbox = Inbox::new(None);
         let mut found = 0;
         loop {
-            let done = outbox.flush(ours.as_fd()).unwrap();
+            let done = outbox.flush(ours.as_fd(), &mut Bucket::new(0, Instant::now())).unwrap();
             theirs.set_nonblocking(true).unwrap();
             // Whatever has been written by now ends with a frame.
             while inbox.read(theirs.as_fd()).unwrap() == Read::Some {
@@ -364,6 +379,6 @@ mod tests {
         drop(theirs);
         let mut outbox = Outbox::default();
         outbox.push(&header(), 10, |_| ());
-        assert!(outbox.flush(ours.as_fd()).is_err());
+        assert!(outbox.flush(ours.as_fd(), &mut Bucket::new(0, Instant::now())).is_err());
     }
 }

@@ -24,8 +24,10 @@ pub(crate) enum Frame<'a> {
     },
     /// Nothing that this network has an answer to; other machines would drop it as well.
     Ignored,
-    /// Malformed, or under a false address.
+    /// Malformed.
     Bad,
+    /// Under a false address.
+    Spoofed,
 }
 
 /// An IP packet, whole.
@@ -43,7 +45,7 @@ pub(crate) struct Packet<'a> {
 pub(crate) fn parse<'a>(frame: &'a [u8], link: &LinkSpec) -> Frame<'a> {
     let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return Frame::Bad };
     if ethernet.src_addr() != EthernetAddress(link.guest_mac) {
-        return Frame::Bad;
+        return Frame::Spoofed;
     }
     let to_us = ethernet.dst_addr() == EthernetAddress(link.gateway_mac);
     if !to_us && ethernet.dst_addr().is_unicast() {
@@ -93,7 +95,7 @@ fn ipv4<'a>(content: &'a [u8], link: &LinkSpec) -> Frame<'a> {
         return Frame::Dhcp(payload);
     }
     if from != link.guest4 {
-        return Frame::Bad;
+        return Frame::Spoofed;
     }
     Frame::Ip(Packet { from: from.into(), to: to.into(), protocol: packet.next_header(), whole, payload })
 }
@@ -116,7 +118,7 @@ fn ipv6<'a>(content: &'a [u8], link: &LinkSpec) -> Frame<'a> {
     }
     if from != link.guest6 {
         // A machine that comes up says a lot from its link-local address that is for other machines.
-        return if is_local && to.is_multicast() { Frame::Ignored } else { Frame::Bad };
+        return if is_local && to.is_multicast() { Frame::Ignored } else { Frame::Spoofed };
     }
     match packet.next_header() {
         IpProtocol::Tcp | IpProtocol::Udp | IpProtocol::Icmpv6 => {
@@ -167,16 +169,16 @@ mod tests {
     #[test]
     fn who_sends_under_another_address_is_not_heard() {
         let link = LinkSpec::default();
-        let bad = |bytes: &[u8], kind| assert_eq!(parse(&frame(kind, bytes), &link), Frame::Bad);
+        let spoofed = |bytes: &[u8], kind| assert_eq!(parse(&frame(kind, bytes), &link), Frame::Spoofed);
         for from in [link.gateway4, link.host4, Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, THERE] {
-            bad(&packet4(from, THERE, 17, &[0, 80, 0, 80, 0, 8, 0, 0]), [8, 0]);
+            spoofed(&packet4(from, THERE, 17, &[0, 80, 0, 80, 0, 8, 0, 0]), [8, 0]);
         }
         for from in [link.gateway6, link.host6, Ipv6Addr::LOCALHOST, "2001:db8::1".parse().unwrap()] {
-            bad(&packet6(from, "2600::1".parse().unwrap(), 6, 64, b""), [0x86, 0xdd]);
+            spoofed(&packet6(from, "2600::1".parse().unwrap(), 6, 64, b""), [0x86, 0xdd]);
         }
         let mut stranger = frame([8, 0], &packet4(link.guest4, THERE, 6, b""));
         stranger[11] ^= 1;
-        assert_eq!(parse(&stranger, &link), Frame::Bad);
+        assert_eq!(parse(&stranger, &link), Frame::Spoofed);
     }
 
     #[test]
@@ -202,7 +204,7 @@ mod tests {
         let bytes = packet4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 17, &ask);
         assert_eq!(parse(&frame([8, 0], &bytes), &link), Frame::Dhcp(&ask));
         let bytes = packet4(Ipv4Addr::UNSPECIFIED, THERE, 17, &ask);
-        assert_eq!(parse(&frame([8, 0], &bytes), &link), Frame::Bad);
+        assert_eq!(parse(&frame([8, 0], &bytes), &link), Frame::Spoofed);
     }
 
     #[test]

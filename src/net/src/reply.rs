@@ -118,50 +118,51 @@ pub(crate) fn reset(outbox: &mut Outbox, link: &LinkSpec, packet: &Packet<'_>) {
 
 /// Tells the guest that a packet could not go on. The message is from the gateway.
 pub(crate) fn unreachable(outbox: &mut Outbox, link: &LinkSpec, packet: &Packet<'_>, why: Unreachable) {
-    let checksums = ChecksumCapabilities::default();
-    match (packet.from, packet.to) {
-        (IpAddr::V4(from), IpAddr::V4(_)) => {
-            let Ok(header) = Ipv4Packet::new_checked(packet.whole) else { return };
-            let header = Ipv4Repr {
-                src_addr: header.src_addr(),
-                dst_addr: header.dst_addr(),
-                next_header: header.next_header(),
-                payload_len: packet.payload.len(),
-                hop_limit: header.hop_limit(),
-            };
+    quote(outbox, link, (packet.from, packet.to), packet.protocol, packet.payload, packet.payload.len(), why);
+}
+
+/// Tells the guest that nobody listens where it sent a datagram before.
+pub(crate) fn nobody_listens(outbox: &mut Outbox, link: &LinkSpec, from: SocketAddr, to: SocketAddr) {
+    let [a, b] = from.port().to_be_bytes();
+    let [c, d] = to.port().to_be_bytes();
+    let header = [a, b, c, d, 0, 8, 0, 0];
+    quote(outbox, link, (from.ip(), to.ip()), IpProtocol::Udp, &header, header.len(), Unreachable::Port);
+}
+
+fn quote(
+    outbox: &mut Outbox,
+    link: &LinkSpec,
+    (from, to): (IpAddr, IpAddr),
+    next_header: IpProtocol,
+    payload: &[u8],
+    payload_len: usize,
+    why: Unreachable,
+) {
+    match (from, to) {
+        (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) => {
+            let header = Ipv4Repr { src_addr, dst_addr, next_header, payload_len, hop_limit: HOPS };
             let reason = match why {
                 Unreachable::Prohibited => Icmpv4DstUnreachable::CommProhibited,
                 Unreachable::Host => Icmpv4DstUnreachable::HostUnreachable,
                 Unreachable::Port => Icmpv4DstUnreachable::PortUnreachable,
             };
-            let data = &packet.payload[..packet.payload.len().min(QUOTED4)];
+            let data = &payload[..payload.len().min(QUOTED4)];
             let message = Icmpv4Repr::DstUnreachable { reason, header, data };
-            ip(
-                outbox,
-                link,
-                (link.gateway4.into(), from.into()),
-                IpProtocol::Icmp,
-                message.buffer_len(),
-                |bytes| message.emit(&mut Icmpv4Packet::new_unchecked(bytes), &checksums),
-            );
+            let ends = (link.gateway4.into(), from);
+            ip(outbox, link, ends, IpProtocol::Icmp, message.buffer_len(), |bytes| {
+                message.emit(&mut Icmpv4Packet::new_unchecked(bytes), &ChecksumCapabilities::default());
+            });
         }
-        (IpAddr::V6(from), IpAddr::V6(_)) => {
-            let Ok(header) = Ipv6Packet::new_checked(packet.whole) else { return };
-            let header = Ipv6Repr {
-                src_addr: header.src_addr(),
-                dst_addr: header.dst_addr(),
-                next_header: header.next_header(),
-                payload_len: packet.payload.len(),
-                hop_limit: header.hop_limit(),
-            };
+        (IpAddr::V6(src_addr), IpAddr::V6(dst_addr)) => {
+            let header = Ipv6Repr { src_addr, dst_addr, next_header, payload_len, hop_limit: HOPS };
             let reason = match why {
                 Unreachable::Prohibited => Icmpv6DstUnreachable::AdminProhibit,
                 Unreachable::Host => Icmpv6DstUnreachable::AddrUnreachable,
                 Unreachable::Port => Icmpv6DstUnreachable::PortUnreachable,
             };
-            let data = &packet.payload[..packet.payload.len().min(QUOTED6)];
+            let data = &payload[..payload.len().min(QUOTED6)];
             let message = Icmpv6Repr::DstUnreachable { reason, header, data };
-            icmpv6(outbox, link, link.gateway6.into(), from.into(), &message);
+            icmpv6(outbox, link, link.gateway6.into(), from, &message);
         }
         _ => {}
     }
@@ -240,14 +241,16 @@ mod tests {
     use super::*;
     use crate::link::Inbox;
     use crate::packet::{self, Frame};
+    use crate::rate::Bucket;
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::time::Instant;
 
     /// What was pushed last, as the guest sees it.
     fn pushed(outbox: &mut Outbox) -> Vec<u8> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        outbox.flush(ours.as_fd()).unwrap();
+        outbox.flush(ours.as_fd(), &mut Bucket::new(0, Instant::now())).unwrap();
         (&ours).flush().unwrap();
         let mut inbox = Inbox::new(None);
         inbox.read(theirs.as_fd()).unwrap();

@@ -32,6 +32,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::link::{ETHERNET, Outbox};
 use crate::reply::{self, Unreachable};
+use crate::policy::Stated;
 use crate::sniff::{self, Gate, Judge};
 
 /// What a connection may move before another one has its turn, in bytes.
@@ -86,6 +87,8 @@ pub(crate) struct Connection {
     gate: Option<Gate>,
     held: Vec<u8>,
     passed: usize,
+    /// What it has said about its destination last.
+    stated: Option<Stated>,
     /// The host's socket may have something to read, or room to write.
     readable: bool,
     writable: bool,
@@ -176,6 +179,7 @@ impl Connection {
             gate,
             held: Vec::new(),
             passed: 0,
+            stated: None,
             readable: false,
             writable: false,
             guest_ended: false,
@@ -195,6 +199,16 @@ impl Connection {
     /// Whether it has come to be.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open)
+    }
+
+    /// What it has said about its destination last.
+    pub(crate) fn stated(&self) -> Option<&Stated> {
+        self.stated.as_ref()
+    }
+
+    /// Whether what it says has yet to be looked at.
+    pub(crate) fn is_inspected(&self) -> bool {
+        self.gate.is_some()
     }
 
     /// The host's socket has news.
@@ -328,8 +342,14 @@ impl Connection {
             }
         }
         let end = has_ended(socket);
+        let stated = &mut self.stated;
+        let mut recorded = |what: &Stated| {
+            judge(what)?;
+            *stated = Some(what.clone());
+            Ok(())
+        };
         loop {
-            let more = gate.client(&self.held[self.passed..], end, judge).map_err(Turn::Refused)?;
+            let more = gate.client(&self.held[self.passed..], end, &mut recorded).map_err(Turn::Refused)?;
             self.passed += more;
             if more == 0 || self.passed == self.held.len() {
                 break;
