@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::rotated;
 use crate::health::HealthStatus;
+use crate::network::Denial;
 use crate::status::{EndReason, Exit};
 
 /// The size at which the journal is moved aside, in bytes.
@@ -115,6 +116,8 @@ pub enum EventKind {
         /// After how many milliseconds it starts again, if it does.
         restart_millis: Option<u64>,
     },
+    /// The network's policy has refused something. Told at a bounded rate.
+    NetDenied(Denial),
     /// It has another name.
     Renamed {
         /// The one before.
@@ -141,6 +144,7 @@ impl EventKind {
             Self::Resumed => "resumed",
             Self::Signalled { .. } => "signalled",
             Self::Exited { .. } => "exited",
+            Self::NetDenied(_) => "net_denied",
             Self::Renamed { .. } => "renamed",
             Self::Updated => "updated",
             Self::Removed => "removed",

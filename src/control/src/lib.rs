@@ -51,7 +51,7 @@ pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
 pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;
 pub use spec::{
-    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, MountSource, MountSpec,
+    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, MountSource, MountSpec, NetDevice,
     ProcessSpec, ShareSpec, ShareVolume, VmSpec, VmmConfig, VsockPort,
 };
 pub use stats::{BoxStats, GuestStats};
@@ -61,4 +61,4 @@ pub use status::{
 };
 
 /// The version of everything in this crate. Library and shim are installed together, so it has to be equal.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

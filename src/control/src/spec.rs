@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::health::HealthSpec;
+use crate::network::NetworkSpec;
 use crate::restart::RestartPolicy;
 
 /// The first message on the lifeline.
@@ -55,6 +56,8 @@ pub struct MonitorConfig {
     pub max_duration_millis: u64,
     /// What the main command writes is kept.
     pub log: bool,
+    /// The network; `None`: the box has no network device.
+    pub network: Option<NetworkSpec>,
 }
 
 /// Which engine runs the machine.
@@ -88,6 +91,21 @@ pub struct VmSpec {
     /// The one file system that the host shares with the guest.
     #[serde(default)]
     pub share: Option<ShareSpec>,
+    /// The network device, if there is one. The monitor fills this in.
+    #[serde(default)]
+    pub network: Option<NetDevice>,
+}
+
+/// A network device. Its other end is a Unix stream, on which each frame stands behind its length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetDevice {
+    /// The descriptor of the stream, which the VMM inherits.
+    pub descriptor: i32,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// The largest IP packet in bytes.
+    pub mtu: u16,
 }
 
 /// The host's share: all volumes of a box, as entries of one root.

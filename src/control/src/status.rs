@@ -12,6 +12,7 @@ use crate::VERSION;
 use crate::admission::Phase;
 use crate::files::BoxFiles;
 use crate::health::Health;
+use crate::network::{NetStats, NetworkPolicy, PortForward};
 use crate::restart::RestartPolicy;
 use crate::spec::EngineChoice;
 use crate::stats::BoxStats;
@@ -111,6 +112,9 @@ pub struct Run {
     pub started_unix_nanos: u64,
     /// What the health check has found, when there is one.
     pub health: Option<Health>,
+    /// The published ports, with the numbers that they got.
+    #[serde(default)]
+    pub ports: Vec<PortForward>,
 }
 
 /// How one run ended.
@@ -180,6 +184,8 @@ pub enum FailureKind {
     Container,
     /// The VMM ended by itself.
     VmmLost,
+    /// The network could not be had: a port is taken, for example.
+    Network,
     /// Another monitor has the box.
     AlreadyRunning,
     /// The box was removed before a monitor had it.
@@ -291,6 +297,10 @@ pub enum Request {
     Update(Update),
     /// What the box uses: one [`Response::Stats`].
     Stats,
+    /// Another policy for the network of a running box, at once. Answered by [`Response::Done`].
+    NetworkPolicy(NetworkPolicy),
+    /// What goes over the network. Answered by [`Response::Network`].
+    Network,
 }
 
 /// New settings of a box that has a monitor. What is `None` stays as it is.
@@ -322,6 +332,13 @@ pub enum Response {
     Done,
     /// What the box uses.
     Stats(Box<BoxStats>),
+    /// What goes over the network, and the policy that it has now.
+    Network {
+        /// Counters and flows.
+        stats: Box<NetStats>,
+        /// The policy in force.
+        policy: NetworkPolicy,
+    },
     /// The state of the box does not allow it, or it cannot be right.
     Refused {
         /// Why.
