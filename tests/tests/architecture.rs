@@ -17,9 +17,13 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("boxlite-vsock", &[]),
     ("boxlite-copy", &["boxlite-tricks"]),
     ("boxlite-fs", &["boxlite-vsock"]),
+    ("boxlite-net", &["boxlite-control"]),
     ("libkrun-sys", &[]),
     ("boxlite", &["boxlite-control", "boxlite-copy", "boxlite-portal"]),
-    ("boxlite-shim", &["boxlite-control", "boxlite-fs", "boxlite-portal", "boxlite-vsock", "libkrun-sys"]),
+    (
+        "boxlite-shim",
+        &["boxlite-control", "boxlite-fs", "boxlite-net", "boxlite-portal", "boxlite-vsock", "libkrun-sys"],
+    ),
     ("boxlite-guest", &["boxlite-copy", "boxlite-portal", "boxlite-tricks"]),
     ("boxlite-cli", &["boxlite"]),
     (

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_int};
 use std::io;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -157,6 +158,26 @@ impl Context {
         check(CALL, code).map(drop)
     }
 
+    /// A network device, connected with this Unix stream. Each frame on it stands behind its length, 32 bits, big-endian.
+    ///
+    /// # Errors
+    /// When libkrun refuses.
+    pub fn add_net(&mut self, stream: OwnedFd, mac: [u8; 6]) -> Result<(), CallError> {
+        // SAFETY: a null path means none; the address is six bytes, which libkrun reads during the call. The descriptor is
+        // open, and from here on it is libkrun's.
+        let code = unsafe {
+            raw::krun_add_net_unixstream(
+                self.id,
+                std::ptr::null(),
+                stream.into_raw_fd(),
+                mac.as_ptr(),
+                raw::NET_FEATURES,
+                0,
+            )
+        };
+        check("krun_add_net_unixstream", code).map(drop)
+    }
+
     /// Writes what appears on the console `hvc0` to `file`. Input of the console is empty.
     ///
     /// # Errors
@@ -217,6 +238,8 @@ mod tests {
         context.add_disk(c"b", Path::new("/nonexistent/b"), DiskFormat::Qcow2, false).unwrap();
         context.add_plain_vsock().unwrap();
         context.add_vsock_port(1024, &folder.path().join("socket"), true).unwrap();
+        let (stream, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        context.add_net(stream.into(), [2, 0, 0, 0, 0, 1]).unwrap();
         context.set_console_output(Path::new("/dev/null")).unwrap();
     }
 

@@ -16,6 +16,10 @@ pub const KRUN_LOG_STYLE_NEVER: u32 = 2;
 /// `options` of [`krun_init_log`]: the environment is not asked.
 pub const KRUN_LOG_OPTION_NO_ENV: u32 = 1;
 
+/// `features` of [`krun_add_net_unixstream`], as bits of virtio-net: the device takes frames without checksums, and the
+/// guest takes frames that are as long as those of segmentation offload. The frames themselves stay plain ones.
+pub const NET_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8;
+
 /// Declares functions, and has the compiler check each declaration against the function that will be linked.
 macro_rules! declare {
     ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
@@ -80,6 +84,17 @@ declare! {
     /// Connects a vsock port with a Unix socket. With `listen` the VMM listens on the socket, which must not exist, and
     /// dials the guest's port; without, the guest dials and the VMM connects to the socket.
     fn krun_add_vsock_port2(context: u32, port: u32, path: *const c_char, listen: bool) -> i32;
+
+    /// Adds a virtio-net device with this hardware address of six bytes, which is connected with a Unix stream: one at
+    /// `path`, or the descriptor `fd`, which libkrun takes over. The other is null or negative.
+    fn krun_add_net_unixstream(
+        context: u32,
+        path: *const c_char,
+        fd: c_int,
+        mac: *const u8,
+        features: u32,
+        flags: u32
+    ) -> i32;
 
     /// Writes the output of the console `hvc0` to a file, which is opened for writing.
     fn krun_set_console_output(context: u32, path: *const c_char) -> i32;

@@ -8,6 +8,7 @@
 //! * `vmm` is the process that an engine takes over. libkrun exits the process that it runs in, so this one does nothing
 //!   else.
 //! * `share` serves the box's volumes to its guest. It is the child of a `vmm`.
+//! * `net` is the network of the box. It is a child of the monitor, which starts it again should it fail.
 //! * `probe`, `kernel` and `version` answer questions about this installation on standard output.
 //!
 //! What a process is to do arrives on its standard input; nothing but the role is in its arguments. The end of standard
@@ -18,6 +19,7 @@ mod engine;
 mod environment;
 mod install;
 mod monitor;
+mod net;
 mod share;
 mod text;
 mod tsc;
@@ -28,7 +30,7 @@ use std::process::ExitCode;
 use boxlite_control::EngineChoice;
 
 const USAGE: &str =
-    "usage: boxlite-shim monitor | vmm | share | probe [--engine auto|krun|qemu] | kernel CACHE | version";
+    "usage: boxlite-shim monitor | vmm | share | net | probe [--engine auto|krun|qemu] | kernel CACHE | version";
 
 fn main() -> ExitCode {
     environment::log_to_stderr();
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Some(["monitor"]) => monitor::main(),
         Some(["vmm"]) => vmm::main(),
         Some(["share"]) => share::main(),
+        Some(["net"]) => net::main(),
         Some(["probe"]) => install::probe(EngineChoice::Auto),
         Some(["probe", "--engine", engine]) => match install::engine_choice(engine) {
             Some(engine) => install::probe(engine),

@@ -5,6 +5,7 @@
 //!                    Out: when the machine could not be run, a frame with the reasons, a list of strings
 //!   standard output  the guest's console
 //!   standard error   the log
+//!   another one      the other end of the network device, if the specification has one
 //! ```
 
 use std::io::{self, Read, Write};
@@ -48,14 +49,20 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run() -> Result<std::convert::Infallible, VmmError> {
-    child::close_inherited().map_err(VmmError::Prepare)?;
     let config = read_config(&mut io::stdin().lock())?;
+    let link = match &config.vm.network {
+        Some(device) => Some(child::close_inherited_but(device.descriptor).map_err(VmmError::Prepare)?),
+        None => {
+            child::close_inherited().map_err(VmmError::Prepare)?;
+            None
+        }
+    };
     end_with_standard_input().map_err(VmmError::Prepare)?;
     let VmmConfig { box_id, engine, accelerated, program, vm, .. } = config;
     let _box = tracing::info_span!("box", id = box_id).entered();
     let engine = engine::by_name(engine).ok_or(VmmError::NoEngine)?;
     tracing::info!(engine = engine::name(engine.choice()), accelerated, "the machine starts");
-    Ok(engine.run(&vm, &Capabilities { accelerated, program })?)
+    Ok(engine.run(&vm, link, &Capabilities { accelerated, program })?)
 }
 
 /// Tells the monitor why the machine does not run. The little that this is fits into the socket, on which nothing was sent
@@ -111,6 +118,7 @@ mod tests {
             disks: vec![],
             ports: vec![],
             share: None,
+            network: None,
         };
         VmmConfig {
             version: VERSION,

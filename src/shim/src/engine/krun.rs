@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use boxlite_control::{Direction, DiskFormat, EngineChoice, SocketPath, VmSpec};
@@ -30,7 +31,7 @@ impl Engine for Krun {
         }
     }
 
-    fn run(&self, vm: &VmSpec, _: &Capabilities) -> Result<Infallible, RunError> {
+    fn run(&self, vm: &VmSpec, link: Option<OwnedFd>, _: &Capabilities) -> Result<Infallible, RunError> {
         // Its devices log what they find wrong with a guest's requests, each time: a guest could fill the host's disk with
         // warnings and errors alike. What keeps a machine from being made comes back from the calls below.
         Context::log_to_stderr(LogLevel::Off)?;
@@ -53,6 +54,9 @@ impl Engine for Krun {
             let listen = port.direction == Direction::HostToGuest;
             context.add_vsock_port(port.port, socket.path(), listen)?;
             sockets.push(socket);
+        }
+        if let Some((stream, device)) = link.zip(vm.network.as_ref()) {
+            context.add_net(stream, device.mac)?;
         }
         // Before libkrun takes this process over: the server dies with the thread that started it.
         let _share = vm.share.as_ref().map(|share| Server::start(share, false)).transpose()?;

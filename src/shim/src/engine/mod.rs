@@ -13,6 +13,7 @@ mod qemu_arguments;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
@@ -28,9 +29,14 @@ pub(crate) trait Engine: Sync {
     /// Whether it works on this host. Cheap: starts no process.
     fn probe(&self, host: &Host) -> Result<Capabilities, WhyNot>;
 
-    /// Runs the machine in this process, as the VMM role. Returns only when it could not be built or has been lost; an
-    /// engine whose machine ends takes the process with it.
-    fn run(&self, vm: &VmSpec, capabilities: &Capabilities) -> Result<Infallible, RunError>;
+    /// Runs the machine in this process, as the VMM role. `link` is the other end of its network device, if it has one.
+    /// Returns only when it could not be built or has been lost; an engine whose machine ends takes the process with it.
+    fn run(
+        &self,
+        vm: &VmSpec,
+        link: Option<OwnedFd>,
+        capabilities: &Capabilities,
+    ) -> Result<Infallible, RunError>;
 }
 
 /// What an engine can do here, as far as running it depends on that.

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use boxlite_control::{Direction, EngineChoice, SocketPath, VmSpec};
 use boxlite_portal::ports::GUEST_CID;
 use boxlite_vsock::{Device, Port};
 
-use super::qemu_arguments::{self, Accelerator};
+use super::qemu_arguments::{self, Accelerator, Sockets};
 use super::{Capabilities, Engine, Host, RunError, WhyNot};
 use crate::share::Server;
 use crate::tsc::Measurement;
@@ -44,7 +44,12 @@ impl Engine for Qemu {
         }
     }
 
-    fn run(&self, vm: &VmSpec, capabilities: &Capabilities) -> Result<Infallible, RunError> {
+    fn run(
+        &self,
+        vm: &VmSpec,
+        link: Option<OwnedFd>,
+        capabilities: &Capabilities,
+    ) -> Result<Infallible, RunError> {
         let measurement = (!capabilities.accelerated).then(Measurement::start);
         let program = capabilities.program.clone();
         let program =
@@ -53,6 +58,7 @@ impl Engine for Qemu {
         let share = vm.share.as_ref().map(|share| Server::start(share, true)).transpose()?;
         let share = share.and_then(|server| server.qemus);
         let share_fd = share.as_ref().map(AsRawFd::as_raw_fd);
+        let link_fd = link.as_ref().map(AsRawFd::as_raw_fd);
         let accelerator = match measurement {
             None => Accelerator::Kvm,
             Some(measurement) => Accelerator::Software { tsc_khz: measurement.finish() },
@@ -60,13 +66,14 @@ impl Engine for Qemu {
         let failed = |source| RunError::Start { program: program.clone(), source };
 
         let mut command = Command::new(&program);
-        command.args(qemu_arguments::arguments(vm, accelerator, vsock.qemus.as_raw_fd(), share_fd)?);
+        let sockets = Sockets { vsock: vsock.qemus.as_raw_fd(), share: share_fd, link: link_fd };
+        command.args(qemu_arguments::arguments(vm, accelerator, &sockets)?);
         command.env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
-        child::tie(&mut command, [Some(vsock.qemus.as_raw_fd()), share_fd]);
+        child::tie(&mut command, [Some(sockets.vsock), sockets.share, sockets.link]);
         let mut qemu = command.spawn().map_err(failed)?;
         let served = vsock.hand_over();
         // As with the vsock device: its server sees the end of QEMU when nobody else has this end.
-        drop(share);
+        drop((share, link));
         let words = qemu.stderr.take().map(last_words::listen).transpose().map_err(failed)?;
         let status = qemu.wait().map_err(failed)?;
         // The device ends with its socket, after host programs had a short time to read what the guest has sent last.

@@ -2,8 +2,8 @@
 //!
 //! The machine is `microvm`: no PCI, no ACPI, and eight slots for virtio-mmio devices. Slot `n` has interrupt `5 + n`.
 //! QEMU tells the kernel about the slots from the highest to the lowest, and the kernel numbers disks in that order, so
-//! devices are put into slots from the top. Slot 3 stays empty: its interrupt, 8, is that of the real-time clock, without
-//! which the kernel waits for a second at boot.
+//! devices are put into slots from the top. Slot 3 comes last: its interrupt, 8, is that of the real-time clock, without
+//! which the kernel waits for a second at boot. The random number device can share it, since it is asked once.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -21,10 +21,10 @@ use crate::share::TAG;
 const EMULATED_CPU: &str = "max,erms=off";
 
 /// Slots in the order of use.
-const SLOTS: [u8; 7] = [7, 6, 5, 4, 2, 1, 0];
+const SLOTS: [u8; 8] = [7, 6, 5, 4, 2, 1, 0, 3];
 
-/// Devices besides disks: console, vsock, random numbers and the share.
-const OTHER_DEVICES: usize = 4;
+/// Devices besides disks: console, vsock, share, network and random numbers.
+const OTHER_DEVICES: usize = 5;
 
 /// Requests that the share's queue holds: as many as QEMU offers, since one of a megabyte takes a quarter of them.
 const SHARE_QUEUE: u16 = 1024;
@@ -47,13 +47,22 @@ pub(super) enum Accelerator {
     },
 }
 
-/// QEMU's arguments for this machine. `vsock` and `share` are descriptors of connected sockets to vhost-user devices; the
-/// console is on standard output.
+/// Descriptors of connected sockets that QEMU inherits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sockets {
+    /// The vhost-user device of vsock.
+    pub(super) vsock: RawFd,
+    /// The vhost-user device of the share.
+    pub(super) share: Option<RawFd>,
+    /// The stream of the network device.
+    pub(super) link: Option<RawFd>,
+}
+
+/// QEMU's arguments for this machine. The console is on standard output.
 pub(super) fn arguments(
     vm: &VmSpec,
     accelerator: Accelerator,
-    vsock: RawFd,
-    share: Option<RawFd>,
+    sockets: &Sockets,
 ) -> Result<Vec<OsString>, RunError> {
     let mut line = Line { arguments: Vec::new(), slots: SLOTS.iter() };
     line.flag("-no-user-config");
@@ -94,13 +103,21 @@ pub(super) fn arguments(
     for (index, disk) in vm.disks.iter().enumerate() {
         line.disk(index, disk)?;
     }
-    line.option("-chardev", format!("socket,id=vsock,fd={vsock}"));
+    line.option("-chardev", format!("socket,id=vsock,fd={}", sockets.vsock));
     line.device("vhost-user-vsock-device,chardev=vsock")?;
-    line.device("virtio-rng-device")?;
-    if let Some(share) = share {
+    if let Some(share) = sockets.share {
         line.option("-chardev", format!("socket,id=share,fd={share}"));
         line.device(format!("vhost-user-fs-device,chardev=share,tag={TAG},queue-size={SHARE_QUEUE}"))?;
     }
+    if let Some((link, device)) = sockets.link.zip(vm.network.as_ref()) {
+        let [a, b, c, d, e, f] = device.mac;
+        line.option("-netdev", format!("stream,id=link,server=off,addr.type=fd,addr.str={link}"));
+        line.device(format!(
+            "virtio-net-device,netdev=link,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},host_mtu={}",
+            device.mtu
+        ))?;
+    }
+    line.device("virtio-rng-device")?;
     Ok(line.arguments)
 }
 
@@ -194,6 +211,7 @@ fn escape(value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use boxlite_control::NetDevice;
 
     fn disk(path: &str, format: DiskFormat, read_only: bool) -> DiskSpec {
         DiskSpec { path: path.into(), format, read_only }
@@ -211,11 +229,14 @@ mod tests {
             ],
             ports: Vec::new(),
             share: None,
+            network: Some(NetDevice { descriptor: 3, mac: [2, 0xb0, 0x0c, 0, 0, 2], mtu: 65520 }),
         }
     }
 
+    const SOCKETS: Sockets = Sockets { vsock: 9, share: Some(10), link: Some(11) };
+
     fn line(vm: &VmSpec, accelerator: Accelerator) -> String {
-        let arguments = arguments(vm, accelerator, 9, Some(10)).unwrap();
+        let arguments = arguments(vm, accelerator, &SOCKETS).unwrap();
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
         format!("{} ", arguments.join(" "))
     }
@@ -223,7 +244,7 @@ mod tests {
     const SOFTWARE: Accelerator = Accelerator::Software { tsc_khz: Some(2_500_000) };
 
     #[test]
-    fn disks_are_in_the_order_asked_and_away_from_the_clocks_interrupt() {
+    fn disks_are_in_the_order_asked_and_only_random_numbers_share_the_clocks_interrupt() {
         let line = line(&machine(), SOFTWARE);
         for device in [
             "virtio-serial-device,max_ports=1,bus=virtio-mmio-bus.7 ",
@@ -231,12 +252,13 @@ mod tests {
             "virtio-blk-device,drive=disk1,bus=virtio-mmio-bus.5 ",
             "virtio-blk-device,drive=disk2,bus=virtio-mmio-bus.4 ",
             "vhost-user-vsock-device,chardev=vsock,bus=virtio-mmio-bus.2 ",
-            "virtio-rng-device,bus=virtio-mmio-bus.1 ",
-            "vhost-user-fs-device,chardev=share,tag=volumes,queue-size=1024,bus=virtio-mmio-bus.0 ",
+            "vhost-user-fs-device,chardev=share,tag=volumes,queue-size=1024,bus=virtio-mmio-bus.1 ",
+            "virtio-net-device,netdev=link,mac=02:b0:0c:00:00:02,host_mtu=65520,bus=virtio-mmio-bus.0 ",
+            "virtio-rng-device,bus=virtio-mmio-bus.3 ",
         ] {
             assert!(line.contains(device), "{device} in {line}");
         }
-        assert!(!line.contains("virtio-mmio-bus.3"), "{line}");
+        assert!(line.contains("-netdev stream,id=link,server=off,addr.type=fd,addr.str=11 "), "{line}");
     }
 
     #[test]
@@ -271,16 +293,16 @@ mod tests {
     fn a_relative_path_is_refused() {
         let mut vm = machine();
         vm.disks[0].path = "nbd:evil".into();
-        assert!(matches!(arguments(&vm, SOFTWARE, 9, None), Err(RunError::Unsupported(_))));
+        assert!(matches!(arguments(&vm, SOFTWARE, &SOCKETS), Err(RunError::Unsupported(_))));
     }
 
     #[test]
     fn more_disks_than_slots_are_refused() {
         let mut vm = machine();
         vm.disks.resize(MAX_DISKS, vm.disks[0].clone());
-        assert!(arguments(&vm, SOFTWARE, 9, None).is_ok());
+        assert!(arguments(&vm, SOFTWARE, &SOCKETS).is_ok());
         vm.disks.push(vm.disks[0].clone());
-        assert!(matches!(arguments(&vm, SOFTWARE, 9, None), Err(RunError::Unsupported(_))));
+        assert!(matches!(arguments(&vm, SOFTWARE, &SOCKETS), Err(RunError::Unsupported(_))));
     }
 
     #[test]

@@ -114,6 +114,8 @@ async fn serve_one(
         Request::Resume => done(stream, &orders, Command::Resume).await,
         Request::Update(update) => done(stream, &orders, Command::Update(update)).await,
         Request::Stats => done(stream, &orders, Command::Stats).await,
+        Request::NetworkPolicy(policy) => done(stream, &orders, Command::NetworkPolicy(policy)).await,
+        Request::Network => done(stream, &orders, Command::Network).await,
         _ => answer(&mut stream, refused("this monitor does not know the request")).await,
     }
 }
@@ -123,6 +125,7 @@ async fn done(mut stream: UnixStream, orders: &mpsc::Sender<Order>, command: Com
     let response = match order(&mut stream, orders, command).await {
         Some(Answer::Done) => Response::Done,
         Some(Answer::Stats(stats)) => Response::Stats(stats),
+        Some(Answer::Network(stats, policy)) => Response::Network { stats, policy },
         Some(Answer::Refused(message)) => Response::Refused { message },
         Some(Answer::Failed(message)) => Response::Failed { message },
         None => Response::Failed { message: "the box has ended meanwhile".to_owned() },
@@ -154,7 +157,7 @@ fn refusal(answer: Answer) -> Option<Response> {
     match answer {
         Answer::Refused(message) => Some(Response::Refused { message }),
         Answer::Failed(message) => Some(Response::Failed { message }),
-        Answer::Done | Answer::Stats(_) => None,
+        Answer::Done | Answer::Stats(_) | Answer::Network(..) => None,
     }
 }
 

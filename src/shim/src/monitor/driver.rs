@@ -2,12 +2,14 @@
 //!
 //! The driver takes orders first, so that nothing that a guest does can hold them up, and what the guest only tells last.
 
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use boxlite_control::{
-    Admission, BoxStats, Direction, EndReason, EngineChoice, ErrorRecord, EventKind, FailureKind, Health,
-    Order as Wish, Phase, Run, State, VERSION, VmmConfig, VsockPort, admit, step,
+    Admission, BoxStats, Denial, Direction, EndReason, EngineChoice, ErrorRecord, EventKind, FailureKind,
+    Health, LinkSpec, NetDevice, NetOrder, NetReport, NetworkPolicy, NetworkSpec, Order as Wish, Phase,
+    PortForward, Run, State, VERSION, VmmConfig, VsockPort, admit, step,
 };
 use boxlite_portal::client::Portal;
 use boxlite_portal::ports;
@@ -22,6 +24,7 @@ use super::clock::{self, HostClock};
 use super::console::Tail;
 use super::guest_events::Told;
 use super::life::{Life, refused};
+use super::network::{Network, Orders};
 use super::machine::{Action, Event, Failure, Machine, Verdict};
 use super::order::{Answer, Command, Order, Reply};
 use super::sockets::RunSockets;
@@ -37,6 +40,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long it may take to prepare for a pause: orders wait meanwhile.
 const PREPARE: Duration = Duration::from_secs(1);
 
+/// What is answered to who asks for the network of a box without one.
+pub(super) const NO_NETWORK: &str = "the box has no network";
+
 /// What is told of a running box without a change of its phase.
 #[derive(Debug)]
 pub(super) enum News {
@@ -44,6 +50,8 @@ pub(super) enum News {
     Health(Health),
     /// The agent tells something.
     Guest(Told),
+    /// The network's policy has refused something.
+    Denied(Denial),
 }
 
 /// How a run ended.
@@ -82,6 +90,17 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
         let path = life.files.share_socket();
         vm.ports.push(VsockPort { port, path, direction: Direction::GuestToHost });
     }
+    let (told, news) = mpsc::channel(NEWS);
+    let (mut network, mut end) = (None, None);
+    if let Some(spec) = &config.network {
+        let link = LinkSpec::default();
+        let spec = NetworkSpec { policy: life.policy.clone(), ..spec.clone() };
+        // Before the machine: a port that is taken is found out before anything boots.
+        let (started, vmms) = Network::start(&config.box_id, &spec, &link, told.clone()).await?;
+        let (descriptor, mac, mtu) = (vmms.as_raw_fd(), link.guest_mac, link.mtu);
+        vm.network = Some(NetDevice { descriptor, mac, mtu });
+        (network, end) = (Some(started), Some(vmms));
+    }
     let vmm_config = VmmConfig {
         version: VERSION,
         box_id: config.box_id.clone(),
@@ -92,7 +111,7 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
     };
     step::reached("monitor", "engine");
     life.publisher.publish(State::Starting { step: "kernel".to_owned() });
-    let (vmm, console) = Vmm::spawn(&vmm_config)?;
+    let (vmm, console) = Vmm::spawn(&vmm_config, end)?;
     tracing::info!(
         engine = engine::name(engine.choice()),
         accelerated = capabilities.accelerated,
@@ -104,12 +123,13 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
     recorder.spawn(console::record(console, life.files.console_log(), tail.clone()));
     let (sender, events) = mpsc::channel(EVENTS);
     listening.spawn(boot::listen(listener, sender.clone()));
-    let (told, news) = mpsc::channel(NEWS);
     let calls = Calls::new(sender, told);
     let driver = Driver {
         life,
         engine: engine.choice(),
         share,
+        ports: network.as_ref().map(|network| network.ports.clone()).unwrap_or_default(),
+        network: network.as_ref().map(Network::orders),
         vmm,
         events,
         news,
@@ -122,6 +142,9 @@ pub(super) async fn run(life: &mut Life<'_>, tail: &Tail) -> Result<RunEnd, Star
         limit_reached: false,
     };
     let end = driver.run().await;
+    if let Some(network) = network {
+        network.end().await;
+    }
     listening.shutdown().await;
     // All who could write to the console have ended, unless one could not be killed.
     if timeout(GOODBYE, recorder.join_next()).await.is_err() {
@@ -137,6 +160,10 @@ struct Driver<'l, 'a> {
     engine: EngineChoice,
     /// How the guest reaches its volumes, if it has any.
     share: Option<Share>,
+    /// The published ports.
+    ports: Vec<PortForward>,
+    /// How to ask the network, if there is one.
+    network: Option<Orders>,
     vmm: Vmm,
     events: mpsc::Receiver<Event>,
     news: mpsc::Receiver<News>,
@@ -258,6 +285,23 @@ impl Driver<'_, '_> {
                 self.stats(reply);
                 return None;
             }
+            Command::NetworkPolicy(policy) => {
+                match &self.network {
+                    Some(orders) => {
+                        self.life.policy = policy.clone();
+                        self.calls.network_policy(orders.clone(), policy.clone(), reply);
+                    }
+                    None => reply.send(Answer::Refused(NO_NETWORK.to_owned())),
+                }
+                return None;
+            }
+            Command::Network => {
+                match &self.network {
+                    Some(orders) => self.calls.network(orders.clone(), self.life.policy.clone(), reply),
+                    None => reply.send(Answer::Refused(NO_NETWORK.to_owned())),
+                }
+                return None;
+            }
         };
         match admit(phase, wish) {
             // Who wants a start after an end waits for the end, and starts anew.
@@ -298,7 +342,7 @@ impl Driver<'_, '_> {
                 self.calls.resumed.push(reply);
                 Some(Event::Resume)
             }
-            Command::Update(_) | Command::Stats => None,
+            Command::Update(_) | Command::Stats | Command::NetworkPolicy(_) | Command::Network => None,
         }
     }
 
@@ -367,6 +411,8 @@ impl Driver<'_, '_> {
                 }
                 self.life.teller.tell_for_the_guest(kind);
             }
+            // Bounded where it comes from.
+            News::Denied(denial) => self.life.teller.tell(EventKind::NetDenied(denial)),
             News::Health(health) => {
                 // A probe that was under way when the box was stopped says nothing about it.
                 let (Phase::Running, Some(run)) = (self.phase(), &mut self.run) else { return };
@@ -440,6 +486,7 @@ impl Driver<'_, '_> {
             vmm_pid: self.vmm.pid(),
             started_unix_nanos: unix_nanos(),
             health: self.life.config.health.as_ref().map(|_| Health::default()),
+            ports: self.ports.clone(),
         };
         self.life.teller.tell(EventKind::Started { restarts: self.life.restarts() });
         self.life.publisher.publish(State::Running { run: run.clone() });
@@ -655,6 +702,28 @@ impl Calls {
                 Err(_) => None,
             };
             reply.send(Answer::Stats(Box::new(BoxStats { guest, ..stats })));
+            None
+        });
+    }
+
+    fn network_policy(&mut self, orders: Orders, policy: NetworkPolicy, reply: Reply) {
+        self.spawn(async move {
+            reply.send(match orders.give(NetOrder::Policy(policy)).await {
+                Some(NetReport::Done) => Answer::Done,
+                Some(NetReport::Refused { message }) => Answer::Refused(message),
+                // The next helper gets the policy that was asked for last.
+                _ => Answer::Failed("the box's network did not answer".to_owned()),
+            });
+            None
+        });
+    }
+
+    fn network(&mut self, orders: Orders, policy: NetworkPolicy, reply: Reply) {
+        self.spawn(async move {
+            reply.send(match orders.give(NetOrder::Stats).await {
+                Some(NetReport::Stats(stats)) => Answer::Network(stats, policy),
+                _ => Answer::Failed("the box's network did not answer".to_owned()),
+            });
             None
         });
     }

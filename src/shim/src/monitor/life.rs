@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use boxlite_control::{
     Admission, Backoff, BoxFiles, BoxStats, EndReason, EventKind, Exit, FailureKind, MonitorConfig,
+    NetworkPolicy,
     Order as Wish, Outcome, Phase, RestartPolicy, State, Update, admit,
 };
 use tokio::sync::mpsc;
@@ -64,6 +65,8 @@ pub(super) struct Life<'a> {
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) teller: Teller,
     pub(super) settings: Settings,
+    /// The policy of the network, if there is one: for the next run, too.
+    pub(super) policy: NetworkPolicy,
     pub(super) stats: BoxStats,
     /// When the monitor began.
     pub(super) began: Instant,
@@ -149,6 +152,7 @@ impl<'a> Life<'a> {
             orders,
             teller: Teller::new(config),
             settings: Settings::new(config),
+            policy: config.network.as_ref().map(|network| network.policy.clone()).unwrap_or_default(),
             stats: BoxStats::default(),
             began: Instant::now(),
             lives_since: Instant::now(),
@@ -273,6 +277,20 @@ impl<'a> Life<'a> {
                     if !self.settings.restart.wants(failed(verdict), self.restarts) {
                         return Next::None;
                     }
+                }
+                Command::NetworkPolicy(policy) => {
+                    reply.send(match &self.config.network {
+                        Some(_) => {
+                            self.policy = policy;
+                            Answer::Done
+                        }
+                        None => Answer::Refused(driver::NO_NETWORK.to_owned()),
+                    });
+                    continue;
+                }
+                Command::Network => {
+                    reply.send(Answer::Refused("the box does not run".to_owned()));
+                    continue;
                 }
                 Command::Stats => {
                     let stats = BoxStats {

@@ -32,6 +32,7 @@ mod health;
 mod life;
 mod lock;
 mod machine;
+mod network;
 mod order;
 mod publish;
 mod recorder;
@@ -65,6 +66,7 @@ use crate::engine::Unavailable;
 use crate::{child, text};
 use life::Life;
 use lock::{Lock, LockError};
+use network::NetworkError;
 use order::{Command, Order};
 use publish::Publisher;
 use sockets::ListenError;
@@ -105,6 +107,8 @@ enum StartError {
     Kernel(#[from] FirmwareError),
     #[error("the box's machine cannot be started")]
     Vmm(#[from] SpawnError),
+    #[error("the box's network cannot be set up")]
+    Network(#[from] NetworkError),
 }
 
 impl StartError {
@@ -113,6 +117,10 @@ impl StartError {
             Self::Engine(error) => (FailureKind::Engine, error.hint()),
             Self::Kernel(error) => (FailureKind::Engine, error.hint()),
             Self::Version { .. } => (FailureKind::Internal, Some("install both from one release".to_owned())),
+            Self::Network(NetworkError::Failed(_)) => {
+                (FailureKind::Network, Some("a port that is taken: choose another one, or 0 for any".to_owned()))
+            }
+            Self::Network(_) => (FailureKind::Network, None),
             Self::Lock(LockError::Held) => (FailureKind::AlreadyRunning, None),
             Self::Lock(LockError::Gone) => (FailureKind::Removed, None),
             Self::Lock(LockError::Io { .. }) | Self::Listen(_) | Self::Vmm(_) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boxlite_control::{BoxStats, EndReason, Update};
+use boxlite_control::{BoxStats, EndReason, NetStats, NetworkPolicy, Update};
 use tokio::sync::oneshot;
 
 /// What is wanted.
@@ -36,6 +36,10 @@ pub(super) enum Command {
     Update(Update),
     /// What does the box use?
     Stats,
+    /// Another policy for the network.
+    NetworkPolicy(NetworkPolicy),
+    /// What goes over the network?
+    Network,
 }
 
 /// What came of it.
@@ -45,6 +49,8 @@ pub(super) enum Answer {
     Done,
     /// The answer to [`Command::Stats`].
     Stats(Box<BoxStats>),
+    /// The answer to [`Command::Network`].
+    Network(Box<NetStats>, NetworkPolicy),
     /// The state does not allow it.
     Refused(String),
     /// It was tried.

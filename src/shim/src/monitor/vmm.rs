@@ -1,7 +1,7 @@
 //! The process of a box's VMM, and its children.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -50,10 +50,11 @@ pub(super) struct Vmm {
 }
 
 impl Vmm {
-    /// Starts a VMM, as the leader of a process group. Its console is read from the returned descriptor.
+    /// Starts a VMM, as the leader of a process group. Its console is read from the returned descriptor. `link` is what it
+    /// inherits for its network device.
     ///
     /// For the main thread: the VMM dies with the thread that started it.
-    pub(super) fn spawn(config: &VmmConfig) -> Result<(Self, OwnedFd), SpawnError> {
+    pub(super) fn spawn(config: &VmmConfig, link: Option<OwnedFd>) -> Result<(Self, OwnedFd), SpawnError> {
         let (ours, theirs) = UnixStream::pair()?;
         let (console, output) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
         // Nobody reads yet, so this must not wait: a configuration that does not fit into the socket's buffer is an error.
@@ -65,7 +66,7 @@ impl Vmm {
         if let Some(filter) = std::env::var_os(environment::LOG) {
             command.env(environment::LOG, filter);
         }
-        child::tie(&mut command, [None, None]);
+        child::tie(&mut command, [link.as_ref().map(AsRawFd::as_raw_fd), None, None]);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(output));
         let children = unix::signal(SignalKind::child())?;
         let child = tokio::process::Command::from(command).spawn()?;
@@ -136,9 +137,11 @@ impl Vmm {
                 Err(error) => return vec![format!("nothing is known of the VMM: {error}")],
             },
         };
-        // Children of the VMM have become children of this process, which is their subreaper.
+        // Children of the VMM have become children of this process, which is their subreaper. They are in its process
+        // group; others that this process has are not.
+        let group = Pid::from_raw(-self.pid.as_raw());
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            match waitpid(group, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => {
                     if self.children.recv().await.is_none() {
                         break;

@@ -97,7 +97,7 @@ impl Server {
         if let Some(filter) = std::env::var_os(environment::LOG) {
             command.env(environment::LOG, filter);
         }
-        child::tie(&mut command, [None, None]);
+        child::tie(&mut command, [None; 3]);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(output));
         let child = command.spawn().map_err(failed)?;
         // Its ends of the sockets, so that its death shows.
