@@ -28,6 +28,7 @@ mod files;
 pub mod frame;
 mod health;
 mod network;
+mod network_rule;
 pub mod output_log;
 mod restart;
 mod socket_path;
@@ -47,6 +48,7 @@ pub use network::{
     Denial, FlowInfo, LinkSpec, NetConfig, NetOrder, NetReport, NetStats, NetworkPolicy, NetworkPreset, NetworkProtocol,
     NetworkRule, NetworkSpec, NetworkTarget, NetworkVerdict, PortForward, RateLimit,
 };
+pub use network_rule::BadNetworkRule;
 pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
 pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;

@@ -81,14 +81,6 @@ impl Exchange {
         matches!(self.way, Way::Published(..))
     }
 
-    /// The peer on the host's side, if it came in through a published port.
-    pub(crate) fn published_to(&self) -> Option<SocketAddr> {
-        match &self.way {
-            Way::Own(_) => None,
-            Way::Published(_, peer) => Some(*peer),
-        }
-    }
-
     /// The socket to wait for; `None`: it is that of a published port.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match &self.way {

@@ -44,7 +44,7 @@ impl Commander {
     pub(crate) fn give(&self, order: NetOrder) -> Option<NetReport> {
         let (answer, answered) = sync_channel(1);
         self.to.send(Order { order, answer }).ok()?;
-        self.wake.arm().ok()?;
+        self.wake.write(1).ok()?;
         answered.recv().ok()
     }
 }
@@ -53,7 +53,7 @@ impl Orders {
     /// The next one that is there.
     pub(crate) fn next(&mut self) -> Option<Order> {
         // Its counter is cleared first: an order that comes later sets it again. Nothing to clear is no error.
-        drop(self.wake.read());
+        self.wake.read().ok();
         self.waiting.try_recv().ok()
     }
 }

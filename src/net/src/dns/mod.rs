@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use crate::rules::Rules;
 
+pub(crate) mod stream;
+
 /// A question of the guest, as it came.
 #[derive(Debug)]
 pub struct Question {

@@ -1,14 +1,13 @@
 //! Connections of the guest: made, given their turns, and ended.
 
 use std::io;
-use std::net::SocketAddr;
 
 use boxlite_control::NetworkProtocol;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use smoltcp::wire::TcpPacket;
 use std::os::fd::AsFd;
 
-use super::{DNS_PORT, Entry, Switch, kind};
+use super::{BUFFERS, CONNECTIONS, DNS_PORT, Entry, STREAMS, Switch, kind};
 use crate::packet::Packet;
 use crate::policy::{Judgement, Stated};
 use crate::reply;
@@ -17,7 +16,7 @@ use crate::table::Key;
 use crate::tcp::{self, Connection, Ends, Turn};
 
 impl Switch {
-    fn segment(&mut self, packet: &Packet<'_>, now: smoltcp::time::Instant) {
+    pub(super) fn segment(&mut self, packet: &Packet<'_>, now: smoltcp::time::Instant) {
         let Ok(segment) = TcpPacket::new_checked(packet.payload) else {
             self.counters.dropped += 1;
             return;
@@ -60,17 +59,17 @@ impl Switch {
         }
     }
 
-    fn not_opened(&mut self, error: &io::Error) {
+    pub(super) fn not_opened(&mut self, error: &io::Error) {
         tracing::debug!(%error, "a connection cannot be made");
         self.counters.failed += 1;
     }
 
-    fn buffer(&self) -> usize {
+    pub(super) fn buffer(&self) -> usize {
         let connections = self.connections.table.len();
         BUFFERS.iter().find(|(below, _)| connections < *below).map_or(BUFFERS[2].1, |(_, buffer)| *buffer)
     }
 
-    fn add(&mut self, connection: Connection) -> io::Result<Key> {
+    pub(super) fn add(&mut self, connection: Connection) -> io::Result<Key> {
         let ends = connection.ends;
         let entry = Entry { connection, queued: false, deadline: None, counted: false };
         let key = self.connections.table.insert(entry);
@@ -86,7 +85,7 @@ impl Switch {
         Ok(key)
     }
 
-    fn enqueue(&mut self, key: Key) {
+    pub(super) fn enqueue(&mut self, key: Key) {
         if let Some(entry) = self.connections.table.get_mut(key)
             && !entry.queued
         {
@@ -95,11 +94,11 @@ impl Switch {
         }
     }
 
-    fn turn(&mut self, key: Key, now: smoltcp::time::Instant) {
+    pub(super) fn turn(&mut self, key: Key, now: smoltcp::time::Instant) {
         let Some(entry) = self.connections.table.get_mut(key) else { return };
         entry.queued = false;
         let (rules, peer) = (&self.rules, entry.connection.ends.peer);
-        let mut judge = |stated: &crate::policy::Stated| rules.judge_stated(peer, stated);
+        let mut judge = |stated: &Stated| rules.judge_stated(peer, stated);
         let turn = entry.connection.turn(&self.spec, &mut self.link.outbox, &mut judge, now);
         if entry.connection.is_open() && !entry.counted {
             entry.counted = true;
@@ -122,7 +121,7 @@ impl Switch {
         }
     }
 
-    fn set_deadline(&mut self, key: Key, deadline: Option<smoltcp::time::Instant>) {
+    pub(super) fn set_deadline(&mut self, key: Key, deadline: Option<smoltcp::time::Instant>) {
         let Some(entry) = self.connections.table.get_mut(key) else { return };
         if entry.deadline != deadline {
             if let Some(before) = entry.deadline {
@@ -135,7 +134,7 @@ impl Switch {
         }
     }
 
-    fn remove(&mut self, key: Key) {
+    pub(super) fn remove(&mut self, key: Key) {
         self.set_deadline(key, None);
         let Some(entry) = self.connections.table.remove(key) else { return };
         self.connections.by_ends.remove(&entry.connection.ends);
@@ -145,7 +144,8 @@ impl Switch {
     }
 }
 
-fn ends(packet: &Packet<'_>) -> Option<Ends> {
+/// The ends of a segment, if it has any.
+pub(super) fn ends(packet: &Packet<'_>) -> Option<Ends> {
     let [a, b, c, d] = *packet.payload.first_chunk::<4>()?;
     let guest = (packet.from, u16::from_be_bytes([a, b])).into();
     let peer = (packet.to, u16::from_be_bytes([c, d])).into();

@@ -13,7 +13,7 @@ use crate::reply::{self, Unreachable};
 use crate::table::Key;
 
 impl Switch {
-    fn end_exchange(&mut self, key: Key) {
+    pub(super) fn end_exchange(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.table.remove(key) else { return };
         self.exchanges.by_pair.remove(&exchange.pair);
         if exchange.is_inbound() {
@@ -21,7 +21,7 @@ impl Switch {
         }
     }
 
-    fn datagram(&mut self, packet: &Packet<'_>) {
+    pub(super) fn datagram(&mut self, packet: &Packet<'_>) {
         let Some((guest, peer, content)) = reply::datagram(packet) else {
             self.counters.dropped += 1;
             return;
@@ -37,7 +37,7 @@ impl Switch {
         }
     }
 
-    fn message(&mut self, packet: &Packet<'_>) {
+    pub(super) fn message(&mut self, packet: &Packet<'_>) {
         let Some((ident, number, data)) = reply::echo_request(packet) else {
             // What the guest's kernel says about our packets, such as that nobody listens at a port.
             self.counters.dropped += 1;
@@ -58,7 +58,7 @@ impl Switch {
     }
 
     /// The exchange of this pair; a new one, when the policy lets it be.
-    fn exchange(&mut self, pair: Pair, packet: &Packet<'_>) -> Option<&mut Exchange> {
+    pub(super) fn exchange(&mut self, pair: Pair, packet: &Packet<'_>) -> Option<&mut Exchange> {
         let key = match self.exchanges.by_pair.get(&pair) {
             Some(key) => *key,
             None => self.new_exchange(pair, packet)?,
@@ -66,7 +66,7 @@ impl Switch {
         self.exchanges.table.get_mut(key)
     }
 
-    fn new_exchange(&mut self, pair: Pair, packet: &Packet<'_>) -> Option<Key> {
+    pub(super) fn new_exchange(&mut self, pair: Pair, packet: &Packet<'_>) -> Option<Key> {
         if let Judgement::Deny(why) = self.judge(pair.protocol, pair.peer) {
             self.deny(pair.protocol, pair.peer, why);
             reply::unreachable(&mut self.link.outbox, &self.spec, packet, Unreachable::Prohibited);
@@ -82,7 +82,7 @@ impl Switch {
         }
     }
 
-    fn add_exchange(&mut self, exchange: Exchange) -> Option<Key> {
+    pub(super) fn add_exchange(&mut self, exchange: Exchange) -> Option<Key> {
         if self.exchanges.table.len() >= EXCHANGES {
             let oldest = self.exchanges.table.iter().min_by_key(|(_, exchange)| exchange.ends());
             let oldest = oldest.map(|(key, _)| key)?;

@@ -10,37 +10,37 @@
 //! the queue of those that have more to do, so none holds up the others. When the link is full, no flow sends, and what the
 //! hosts send waits in their sockets. Whatever a guest does, the number of flows and the size of their buffers are bounded.
 
+mod connections;
+mod exchanges;
+mod names;
+mod ports;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::rc::Rc;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boxlite_control::{LinkSpec, NetworkProtocol, RateLimit};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{MsgFlags, recv};
-use smoltcp::wire::{IpProtocol, TcpPacket};
-use socket2::Socket;
+use smoltcp::wire::IpProtocol;
 
-use crate::dns::stream::{self, StreamFrames};
-use crate::dns::{Question, Resolver};
+use crate::dns::Resolver;
 use crate::denials::Denials;
 use crate::exchange::{self, Exchange, Pair};
 use crate::link::{Link, Read};
 use crate::orders::Orders;
-use crate::packet::{self, Frame, Packet};
+use crate::packet::{self, Frame};
 use crate::policy::Judgement;
 use crate::publish::{Callers, Listener};
 use crate::rate::Bucket;
 use crate::reply::{self, Unreachable};
 use crate::rules::Rules;
-use crate::sniff::Gate;
 use crate::table::{Key, Table};
-use crate::tcp::{self, Connection, Ends, Turn};
+use names::{Asker, Stream};
+use crate::tcp::{Connection, Ends};
 use crate::{neighbor, report};
 
 /// The most connections, and the most exchanges of datagrams.
@@ -216,8 +216,13 @@ impl Switch {
             if let Some(capture) = &mut self.link.outbox.capture {
                 capture.flush();
             }
-            self.link.flush(&mut self.receives)?;
-            let ready = match self.epoll.wait(&mut events, self.timeout()) {
+            match self.link.flush(&mut self.receives) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            let timeout = self.timeout();
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno.into()),
@@ -322,7 +327,7 @@ impl Switch {
                     self.denials.tell(None, None, None, "a frame under an address that is not the box's");
                 }
                 Frame::Ip(packet) => {
-                    let ends = (packet.protocol == IpProtocol::Tcp).then(|| ends(&packet)).flatten();
+                    let ends = (packet.protocol == IpProtocol::Tcp).then(|| connections::ends(&packet)).flatten();
                     // The common case first: a segment of a connection that there is.
                     let known = ends.and_then(|ends| self.connections.by_ends.get(&ends).copied());
                     match known.and_then(|key| Some((key, self.connections.table.get_mut(key)?))) {

@@ -22,23 +22,25 @@ use crate::tcp::{Connection, Ends};
 
 /// A stream of questions: the resolver's end of a connection to the gateway.
 #[derive(Debug)]
-struct Stream {
+pub(super) struct Stream {
     socket: UnixStream,
     questions: StreamFrames,
     answers: Vec<u8>,
-    used: Instant,
+    pub(super) used: Instant,
+    /// Questions whose answers have not come.
+    waiting: usize,
 }
 
 /// Who waits for an answer.
 #[derive(Clone, Copy, Debug)]
-enum Asker {
+pub(super) enum Asker {
     Datagram { guest: SocketAddr, gateway: SocketAddr },
     Stream(Key),
 }
 
 impl Switch {
     /// A connection to the gateway's resolver: this side of it is another Unix stream.
-    fn open_stream(&mut self, ends: Ends, packet: &Packet<'_>, now: smoltcp::time::Instant) -> io::Result<()> {
+    pub(super) fn open_stream(&mut self, ends: Ends, packet: &Packet<'_>, now: smoltcp::time::Instant) -> io::Result<()> {
         let (host, socket) = UnixStream::pair()?;
         host.set_nonblocking(true)?;
         socket.set_nonblocking(true)?;
@@ -46,7 +48,7 @@ impl Switch {
         let connection =
             Connection::outbound(host, ends, packet.whole, None, BUFFERS[2].1, &self.spec, now)?;
         let stream =
-            Stream { socket, questions: StreamFrames::default(), answers: Vec::new(), used: Instant::now() };
+            Stream { socket, questions: StreamFrames::default(), answers: Vec::new(), used: Instant::now(), waiting: 0 };
         let key = self.streams.insert(stream);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
@@ -59,11 +61,12 @@ impl Switch {
         Ok(())
     }
 
-    fn stream(&mut self, key: Key) {
+    pub(super) fn stream(&mut self, key: Key) {
         let mut asked = Vec::new();
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.used = Instant::now();
         let ended = stream.pump(&mut self.scratch, &mut asked);
+        stream.waiting += asked.len();
         for message in asked {
             self.ask(message, Asker::Stream(key));
         }
@@ -72,7 +75,7 @@ impl Switch {
         }
     }
 
-    fn ask(&mut self, message: Vec<u8>, asker: Asker) {
+    pub(super) fn ask(&mut self, message: Vec<u8>, asker: Asker) {
         self.question += 1;
         let (id, stream) = (self.question, matches!(asker, Asker::Stream(_)));
         if self.resolver.ask(Question { id, message, stream }) {
@@ -82,19 +85,20 @@ impl Switch {
         }
     }
 
-    fn answers(&mut self) {
+    pub(super) fn answers(&mut self) {
         while let Some(answer) = self.resolver.take() {
             let Some(asker) = self.askers.remove(&answer.id) else { continue };
-            if answer.message.is_empty() {
-                continue;
-            }
             match asker {
+                Asker::Datagram { .. } if answer.message.is_empty() => {}
                 Asker::Datagram { guest, gateway } => {
                     reply::udp(&mut self.link.outbox, &self.spec, gateway, guest, &answer.message);
                 }
                 Asker::Stream(key) => {
                     if let Some(stream) = self.streams.get_mut(key) {
-                        stream.answers.extend(stream::frame(&answer.message));
+                        stream.waiting = stream.waiting.saturating_sub(1);
+                        if !answer.message.is_empty() {
+                            stream.answers.extend(stream::frame(&answer.message));
+                        }
                         self.stream(key);
                     }
                 }
@@ -117,7 +121,8 @@ impl Stream {
         // Who does not read its answers is not heard.
         while self.answers.len() < exchange::LONGEST {
             match recv(self.socket.as_raw_fd(), scratch, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return self.answers.is_empty(),
+                // A client that has ended its half still reads.
+                Ok(0) => return self.answers.is_empty() && self.waiting == 0,
                 Ok(read) => {
                     if self.questions.push(&scratch[..read]).is_err() {
                         return true;

@@ -1,6 +1,5 @@
 //! What comes to published ports.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -16,7 +15,7 @@ use crate::tcp::{Connection, Ends};
 
 impl Switch {
     /// Takes what has come to a published port.
-    fn accept(&mut self, number: usize) {
+    pub(super) fn accept(&mut self, number: usize) {
         for _ in 0..ACCEPTS {
             let Some(listener) = self.listeners.get(number) else { return };
             let guest = listener.guest(&self.spec);
@@ -31,7 +30,7 @@ impl Switch {
         }
     }
 
-    fn accept_connection(&mut self, listener: &Socket, guest: SocketAddr) -> bool {
+    pub(super) fn accept_connection(&mut self, listener: &Socket, guest: SocketAddr) -> bool {
         let host = match listener.accept() {
             Ok((host, _)) => host,
             Err(error) => return matches!(error.raw_os_error(), Some(libc_errno::ECONNABORTED | libc_errno::EINTR)),
@@ -53,7 +52,7 @@ impl Switch {
         true
     }
 
-    fn accept_datagram(&mut self, number: usize, socket: &Rc<Socket>, guest: SocketAddr) -> bool {
+    pub(super) fn accept_datagram(&mut self, number: usize, socket: &Rc<Socket>, guest: SocketAddr) -> bool {
         let Ok((read, from)) = receive_from(socket, &mut self.scratch) else { return false };
         let key = match self.exchanges.by_caller.get(&(number, from)) {
             Some(key) => Some(*key),
