@@ -34,6 +34,7 @@ use crate::execution::start::{self, Launch, Origin, other};
 use crate::execution::table::{Outcome, Starting, Table};
 use crate::files::error::{FileError, Kind};
 use crate::files::place::Place;
+use crate::network::Names;
 use crate::pause;
 use crate::process::cgroup::{self, Cgroup};
 use crate::process::client::{SpawnError, Spawned, SpawnerClient};
@@ -130,7 +131,7 @@ pub struct Agent {
 enum Machine {
     Fresh,
     Preparing,
-    Ready { hostname: String, disks: Disks },
+    Ready { hostname: String, names: Option<Names>, disks: Disks },
     Ended,
 }
 
@@ -154,6 +155,8 @@ pub struct Site {
     pub root: PathBuf,
     /// Where the host's volumes are.
     pub share: Option<PathBuf>,
+    /// What it knows of names, if it has a network.
+    pub names: Option<Names>,
 }
 
 /// A container whose first process waits for its order.
@@ -256,10 +259,11 @@ impl Agent {
     pub fn machine_prepared(
         &self,
         hostname: String,
+        names: Option<Names>,
         disks: Result<Disks, DiskError>,
     ) -> Result<(), DiskError> {
         let (next, result) = match disks {
-            Ok(disks) => (Machine::Ready { hostname, disks }, Ok(())),
+            Ok(disks) => (Machine::Ready { hostname, names, disks }, Ok(())),
             Err(error) => (Machine::Fresh, Err(error)),
         };
         locked(&self.machine, |machine| {
@@ -284,9 +288,12 @@ impl Agent {
     /// When the machine is not ready, or the creation was claimed before.
     pub fn claim_container(&self) -> Result<Site, OutOfOrder> {
         let site = locked(&self.machine, |machine| match machine {
-            Machine::Ready { hostname, disks } => {
-                Ok(Site { hostname: hostname.clone(), root: disks.root.clone(), share: disks.share.clone() })
-            }
+            Machine::Ready { hostname, names, disks } => Ok(Site {
+                hostname: hostname.clone(),
+                root: disks.root.clone(),
+                share: disks.share.clone(),
+                names: names.clone(),
+            }),
             Machine::Fresh | Machine::Preparing => Err(OutOfOrder::MachineNotInitialized),
             Machine::Ended => Err(OutOfOrder::ShuttingDown),
         })?;
@@ -335,11 +342,12 @@ impl Agent {
         site: Site,
         mounts: &[Mount],
     ) -> Result<Created, CreateError> {
-        let Site { hostname, root, share } = site;
+        let Site { hostname, root, share, names } = site;
         let mounts = mounts::read(mounts, share.as_deref()).map_err(CreateError::Mount)?;
         let bundle = self.settings.run.join("bundle");
         std::fs::create_dir_all(&bundle).map_err(CreateError::Prepare)?;
-        let bound = files::write(&self.settings.run.join("etc"), &hostname).map_err(CreateError::Prepare)?;
+        let bound = files::write(&self.settings.run.join("etc"), &hostname, names.as_ref());
+        let bound = bound.map_err(CreateError::Prepare)?;
         if let Some(share) = &share {
             let user = launch::identity(&main.user, &Root::open(&root).map_err(CreateError::Prepare)?);
             // Of one that is not known the start will tell.

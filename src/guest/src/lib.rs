@@ -36,6 +36,7 @@ pub mod files;
 #[cfg(feature = "hostile")]
 pub mod hostile;
 pub mod init;
+pub mod network;
 pub mod pause;
 pub mod portal;
 pub mod process;

@@ -12,8 +12,11 @@ pub const LIFECYCLE: u16 = 2;
 /// execution's orphans.
 pub const FILES: u16 = 3;
 
+/// The machine's network.
+pub const NETWORK: u16 = 4;
+
 /// What this build speaks.
-pub const CURRENT: u16 = FILES;
+pub const CURRENT: u16 = NETWORK;
 
 /// The oldest version that this build still understands.
 pub const OLDEST: u16 = INITIAL;

@@ -56,11 +56,13 @@ impl Guest for Service {
                 "a host name has 1 to 64 letters, digits, dots and dashes, and starts with no dash",
             ));
         }
+        let network = request.network.as_ref().map(Network::read).transpose();
+        let network = network.map_err(|error| invalid(&error.to_string()))?;
         self.agent.claim_machine().map_err(out_of_order)?;
         let agent = Arc::clone(&self.agent);
         // A task of its own, so that a client that goes away leaves no half of it; a thread of its own, because mounting
         // may have to repair a file system first.
-        let prepared = tokio::task::spawn_blocking(move || prepare(&agent, &request));
+        let prepared = tokio::task::spawn_blocking(move || prepare(&agent, &request, network));
         prepared.await.map_err(|error| Status::internal(error.to_string()))?
     }
 
@@ -136,16 +138,24 @@ fn set_clock(unix_nanos: u64) -> Result<Compared, Status> {
     clock::adjust(unix_nanos).map_err(no_clock)
 }
 
-fn prepare(agent: &Agent, request: &InitRequest) -> Result<Response<InitResponse>, Status> {
+fn prepare(
+    agent: &Agent,
+    request: &InitRequest,
+    network: Option<Network>,
+) -> Result<Response<InitResponse>, Status> {
     // At once, since the time is that of the asking; a disk may take long. Told only when the disks have been seen to.
     let clock = match request.unix_time_nanos {
         0 => Ok(()),
         nanos => clock::set(nanos).map_err(no_clock),
     };
+    // Before the machine counts as prepared: a container without its network is not what was asked for.
+    let up = network.as_ref().map_or(Ok(()), Network::bring_up);
     let result = prepare_disks(agent, request);
-    let done = agent.machine_prepared(request.hostname.clone(), result);
+    let names = network.map(|network| network.names);
+    let done = agent.machine_prepared(request.hostname.clone(), names, result);
     done.map_err(|error| Status::internal(console::chain(&error)))?;
     clock?;
+    up.map_err(|error| Status::internal(console::chain(&error)))?;
     nix::unistd::sethostname(&request.hostname)
         .map_err(|errno| Status::internal(format!("cannot set the host name: {errno}")))?;
     let kernel = nix::sys::utsname::uname().map_err(|errno| Status::internal(errno.to_string()))?;

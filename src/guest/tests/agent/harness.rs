@@ -260,6 +260,7 @@ impl TestAgent {
             image_device: self.process.devices[0].clone(),
             writable_device: self.process.devices[1].clone(),
             share: None,
+            network: None,
         }
     }
 

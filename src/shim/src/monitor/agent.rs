@@ -2,11 +2,12 @@
 //!
 //! Whatever the agent answers comes from the guest: messages are bounded by the portal's limits and shown escaped.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use boxlite_control::{
-    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, MountSource, MountSpec, ProcessSpec, SocketPath,
+    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, LinkSpec, MountSource, MountSpec, ProcessSpec, SocketPath,
     step,
 };
 use boxlite_portal::MAIN;
@@ -39,6 +40,7 @@ pub(super) async fn start(
     files: &BoxFiles,
     container: &ContainerSpec,
     share: Option<Share>,
+    link: Option<&LinkSpec>,
     log: Option<PathBuf>,
 ) -> Result<(Portal, Option<JoinHandle<()>>), Failure> {
     let unreachable = |error: &dyn std::error::Error| {
@@ -53,6 +55,7 @@ pub(super) async fn start(
         image_device: IMAGE_DEVICE.to_owned(),
         writable_device: WRITABLE_DEVICE.to_owned(),
         share,
+        network: link.map(network),
     };
     let init = portal.guest().init(machine).await;
     let kernel =
@@ -147,6 +150,36 @@ pub(super) async fn stats(portal: &Portal) -> Result<GuestStats, Vec<String>> {
         oom_kills: said.oom_kills,
         executions: said.executions,
     })
+}
+
+/// The network as the guest is told. Everybody else on the link has the gateway's hardware address.
+fn network(link: &LinkSpec) -> v1::Network {
+    let v4 = |address: Ipv4Addr| address.octets().to_vec();
+    let v6 = |address: Ipv6Addr| address.octets().to_vec();
+    let host = |address, names: &[&str]| v1::Host {
+        address,
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    // Docker's name for the host is in many programs' settings.
+    let host_names = [LinkSpec::HOST_NAME, "host.docker.internal"];
+    v1::Network {
+        mac: link.guest_mac.to_vec(),
+        mtu: link.mtu.into(),
+        addresses: vec![
+            v1::Address { address: v4(link.guest4), prefix: link.prefix4.into() },
+            v1::Address { address: v6(link.guest6), prefix: link.prefix6.into() },
+        ],
+        routers: vec![v4(link.gateway4), v6(link.gateway6)],
+        nameservers: vec![v4(link.gateway4), v6(link.gateway6)],
+        search: Vec::new(),
+        hosts: vec![
+            host(v4(link.host4), &host_names),
+            host(v6(link.host6), &host_names),
+            host(v4(link.gateway4), &[LinkSpec::GATEWAY_NAME]),
+        ],
+        neighbors: vec![v4(link.gateway4), v6(link.gateway6), v4(link.host4), v6(link.host6)],
+        neighbor_mac: link.gateway_mac.to_vec(),
+    }
 }
 
 fn container_request(container: &ContainerSpec) -> v1::ContainerInitRequest {

@@ -575,9 +575,10 @@ impl Calls {
     fn start(&mut self, life: &Life<'_>, share: Option<Share>) {
         let (slot, recording) = (Arc::clone(&self.portal), Arc::clone(&self.recording));
         let (files, container) = (life.files.clone(), life.config.container.clone());
+        let link = life.config.network.is_some().then(LinkSpec::default);
         let log = life.config.log.then(|| life.files.output_log());
         self.spawn(async move {
-            match agent::start(&files, &container, share, log).await {
+            match agent::start(&files, &container, share, link.as_ref(), log).await {
                 Ok((portal, recorder)) => {
                     slot.get_or_init(|| portal);
                     *recording.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
