@@ -97,7 +97,7 @@ pub(super) fn forms(address: IpAddr) -> (IpAddr, Option<IpAddr>) {
 }
 
 /// Whether it belongs to the public Internet.
-pub(super) fn is_public(address: IpAddr, link: &LinkSpec) -> bool {
+pub(crate) fn is_public(address: IpAddr, link: &LinkSpec) -> bool {
     let one = |address: IpAddr| match address {
         IpAddr::V4(_) => !link.has(address) && !special(address, SPECIAL4),
         IpAddr::V6(v6) => {

@@ -27,6 +27,7 @@ use boxlite_control::{
     LinkSpec, NetworkPolicy, NetworkPreset, NetworkProtocol, NetworkRule, NetworkTarget, NetworkVerdict,
 };
 
+pub(crate) use address::is_public;
 pub use bindings::Bindings;
 use index::{By, Found, Index, earlier, is_about};
 
