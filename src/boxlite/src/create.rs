@@ -148,6 +148,7 @@ fn fill(record: &mut BoxRecord, options: &BoxOptions, image: &ImageConfig) -> Re
     };
     record.stop_grace_millis = millis(Some(options.stop_timeout.unwrap_or(STOP_GRACE)));
     record.log = options.keep_output;
+    record.network = options.network_record()?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -99,6 +100,19 @@ pub enum BoxEventKind {
         /// After how many milliseconds it starts again, if it does.
         restart_millis: Option<u64>,
     },
+    /// The policy of its network has refused something. Told at a bounded rate.
+    NetDenied {
+        /// `tcp`, `udp` or `icmp`; `None`: a name was asked for.
+        protocol: Option<&'static str>,
+        /// Where to, if that is known.
+        to: Option<SocketAddr>,
+        /// The name that it was about, if there is one.
+        name: Option<String>,
+        /// Why, as a phrase.
+        why: String,
+        /// How many more were refused since the last one that was told.
+        unreported: u64,
+    },
     /// It was given another name.
     Renamed {
         /// The one before, if it had one.
@@ -125,6 +139,7 @@ impl BoxEventKind {
             Self::Resumed => "resumed",
             Self::Signalled { .. } => "signalled",
             Self::Exited { .. } => "exited",
+            Self::NetDenied { .. } => "net_denied",
             Self::Renamed { .. } => "renamed",
             Self::Updated => "updated",
             Self::Removed => "removed",
@@ -152,6 +167,13 @@ impl BoxEventKind {
                 reason: reason.map(StopReason::of),
                 error,
                 restart_millis,
+            },
+            EventKind::NetDenied(denial) => Self::NetDenied {
+                protocol: denial.protocol.map(|protocol| protocol.name()),
+                to: denial.to,
+                name: denial.name,
+                why: denial.why,
+                unreported: denial.unreported,
             },
             EventKind::Renamed { from } => Self::Renamed { from },
             EventKind::Updated => Self::Updated,

@@ -9,6 +9,7 @@ use boxlite_control::{
 
 use crate::error::{Error, ErrorKind, RemoteCause};
 use crate::health::{HealthReport, HealthStatus};
+use crate::network::{NetworkPolicy, NetworkRecord, PortInfo};
 use crate::record::BoxRecord;
 use crate::volume::{self, MountInfo};
 
@@ -176,6 +177,10 @@ pub struct BoxInfo {
     pub max_duration: Option<Duration>,
     /// What is mounted over its image.
     pub mounts: Vec<MountInfo>,
+    /// What it may reach; `None`: it has no network device.
+    pub network: Option<NetworkPolicy>,
+    /// The published ports: while it runs with the numbers that they got.
+    pub ports: Vec<PortInfo>,
     /// The box is removed when it stops.
     pub auto_remove: bool,
     /// The box goes on without the process that started it.
@@ -212,6 +217,8 @@ impl BoxInfo {
             auto_stop: limit(record.idle_timeout_millis),
             max_duration: limit(record.max_duration_millis),
             mounts: volume::mounts(record),
+            network: record.network.as_ref().map(NetworkRecord::policy),
+            ports: record.network.iter().flat_map(|network| &network.0.ports).map(PortInfo::new).collect(),
             auto_remove: record.auto_remove,
             detach: record.detach,
         };
@@ -251,6 +258,7 @@ impl BoxInfo {
         self.pid = Some(run.vmm_pid);
         self.started_at = Some(time(run.started_unix_nanos));
         self.health = run.health.as_ref().map(HealthReport::new);
+        self.ports = run.ports.iter().map(PortInfo::new).collect();
     }
 
     fn take_error(&mut self, error: &ErrorRecord) {
@@ -293,6 +301,7 @@ pub(crate) fn failure(id: &str, record: boxlite_control::ErrorRecord) -> Error {
         Kind::CommandNotExecutable => (ErrorKind::Execution, Some(StartFailure::NotExecutable)),
         Kind::Container => (ErrorKind::Execution, Some(StartFailure::Other)),
         Kind::Engine | Kind::Boot | Kind::VmmLost => (ErrorKind::Engine, None),
+        Kind::Network => (ErrorKind::Network, None),
         Kind::AlreadyRunning => (ErrorKind::InvalidState, None),
         Kind::Removed => (ErrorKind::NotFound, None),
         _ => (ErrorKind::Internal, None),

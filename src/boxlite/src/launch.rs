@@ -95,6 +95,7 @@ impl RuntimeInner {
                 port(ports::BOOT, files.boot_socket(), Direction::GuestToHost),
             ],
             share: Some(share).filter(|share| !share.volumes.is_empty()),
+            network: None,
         };
         let config = MonitorConfig {
             version: VERSION,
@@ -123,6 +124,7 @@ impl RuntimeInner {
             idle_timeout_millis: record.idle_timeout_millis,
             max_duration_millis: record.max_duration_millis,
             log: record.log,
+            network: record.network.as_ref().map(|network| network.0.clone()),
         };
         Ok((programs.shim.clone(), files, config))
     }

@@ -49,10 +49,12 @@ mod litebox;
 mod login;
 mod logs;
 mod monitor;
+mod network;
 mod options;
 mod policy;
 mod programs;
 mod prometheus;
+mod reach;
 mod record;
 mod recovery;
 mod registry;
@@ -82,9 +84,14 @@ pub use info::{BoxInfo, BoxStatus, StopReason};
 pub use lifecycle::{BoxUpdate, StartStep};
 pub use litebox::LiteBox;
 pub use logs::{LogChunk, LogOptions, LogSource, LogStream};
+pub use network::{
+    HOST_NAME, NetworkFlow, NetworkInfo, NetworkPolicy, NetworkRateLimit, NetworkSpec, PortInfo,
+    PortProtocol, PortSpec,
+};
 pub use options::{BoxOptions, BoxliteOptions, Engine, RestartPolicy, RootfsSpec, env_vars, limits};
 pub use policy::{Malformed, PolicyError, Refusal};
 pub use prometheus::MetricsAddress;
+pub use reach::NetworkHandle;
 pub use registry::{
     ImageRegistry, ImageRegistryProxy, RegistryAuth, RegistryError, RegistryErrorKind, RegistryTransport,
 };

@@ -413,7 +413,13 @@ mod tests {
     }
 
     fn running() -> State {
-        let run = Run { engine: EngineChoice::Qemu, vmm_pid: 2, started_unix_nanos: 3, health: None };
+        let run = Run {
+            engine: EngineChoice::Qemu,
+            vmm_pid: 2,
+            started_unix_nanos: 3,
+            health: None,
+            ports: Vec::new(),
+        };
         State::Running { run }
     }
 

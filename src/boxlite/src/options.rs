@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::health::HealthCheckOptions;
 use crate::image::Limits;
 use crate::images::PullPolicy;
+use crate::network::{NetworkRateLimit, NetworkRecord, NetworkSpec, PortSpec, resolve};
 use crate::registry::{ImageRegistry, ImageRegistryProxy};
 use crate::signal::parse_signal;
 use crate::ulimit::Ulimit;
@@ -245,6 +246,16 @@ pub struct BoxOptions {
     pub stop_timeout: Option<Duration>,
     /// What the main command writes is kept, at most 20 MiB of it. Default true.
     pub keep_output: bool,
+    /// The network. Default: none.
+    pub network: NetworkSpec,
+    /// Ports of the host that lead into the box. They are bound before the box boots; one that is taken is an error of the
+    /// start. At most 1024.
+    pub ports: Vec<PortSpec>,
+    /// How fast the network may be. Default: as fast as it goes.
+    pub network_rate_limit: NetworkRateLimit,
+    /// Every frame of the box's network is written into this file, as pcap, which every tool reads. It is begun anew at each
+    /// start, and grows without end. An absolute path. `None`: nowhere.
+    pub network_capture: Option<PathBuf>,
 }
 
 impl Default for BoxOptions {
@@ -280,6 +291,10 @@ impl Default for BoxOptions {
             stop_signal: None,
             stop_timeout: None,
             keep_output: true,
+            network: NetworkSpec::default(),
+            ports: Vec::new(),
+            network_rate_limit: NetworkRateLimit::default(),
+            network_capture: None,
         }
     }
 }
@@ -330,7 +345,14 @@ impl BoxOptions {
             }
         }
         validate_capabilities(self.cap_add.iter().chain(&self.cap_drop))?;
+        self.network_record()?;
         self.ulimits.iter().try_for_each(Ulimit::validate)
+    }
+}
+
+impl BoxOptions {
+    pub(crate) fn network_record(&self) -> Result<Option<NetworkRecord>> {
+        resolve(&self.network, &self.ports, self.network_rate_limit, self.network_capture.as_ref())
     }
 }
 

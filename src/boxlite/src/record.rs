@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, storage};
+use crate::network::NetworkRecord;
 use crate::volume::VolumeRecord;
 
 /// The version that is written; readable without knowing the rest.
@@ -64,6 +65,8 @@ pub(crate) struct BoxRecord {
     /// Volumes; memory is in `container.mounts`.
     #[serde(default)]
     pub(crate) volumes: Vec<VolumeRecord>,
+    #[serde(default)]
+    pub(crate) network: Option<NetworkRecord>,
 }
 
 fn yes() -> bool {
@@ -114,6 +117,7 @@ impl BoxRecord {
             stop_grace_millis: STOP_GRACE_MILLIS,
             log: true,
             volumes: Vec::new(),
+            network: None,
         }
     }
 

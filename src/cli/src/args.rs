@@ -10,6 +10,7 @@ pub(crate) use crate::box_args::{
     RenameArgs, RestartArgs, RmArgs, RunArgs, StatsArgs, StopArgs, TargetsArgs, UpdateArgs,
 };
 use crate::exit;
+pub(crate) use crate::network_args::{NetworkCommand, NetworkInspectArgs, NetworkUpdateArgs, PortArgs};
 
 /// Run OCI images in micro-VMs of their own, with no daemon.
 #[derive(Debug, Parser)]
@@ -95,6 +96,11 @@ pub(crate) enum Command {
     /// Look at disk usage, and remove what is not used
     #[command(subcommand)]
     System(SystemCommand),
+    /// Show the published ports of a box, or where one of its ports is published
+    Port(PortArgs),
+    /// Look at the network of a box, and change what it may reach
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Work with volumes
     #[command(subcommand)]
     Volume(VolumeCommand),

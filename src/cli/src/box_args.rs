@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::args::{DiskSize, FormatArgs, ProcessArgs, PullWhen, Size};
 use crate::mounts::{Mount, Tmpfs, Volume};
+use crate::network_args::{NetworkArgs, Ports};
 use crate::time;
 
 /// What a box is to be.
@@ -73,6 +74,21 @@ pub(crate) struct BoxArgs {
     /// Seconds from that signal to SIGKILL [default: 10]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) stop_timeout: Option<u32>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    /// Publish a port: [IP:]HOST:BOX[/udp], where both may be ranges; without HOST the kernel chooses. The default address is
+    /// 127.0.0.1
+    #[arg(short, long, value_name = "PORTS")]
+    pub(crate) publish: Vec<Ports>,
+    /// At most so many kilobits a second leave the box
+    #[arg(long, value_name = "KBPS", default_value_t = 0, hide_default_value = true)]
+    pub(crate) net_tx_kbps: u64,
+    /// At most so many kilobits a second reach the box
+    #[arg(long, value_name = "KBPS", default_value_t = 0, hide_default_value = true)]
+    pub(crate) net_rx_kbps: u64,
+    /// Write every frame of the box's network into this file, as pcap
+    #[arg(long, value_name = "FILE")]
+    pub(crate) net_capture: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) health: HealthArgs,
     /// Keep nothing of what the main command writes

@@ -9,6 +9,7 @@ mod exit;
 mod filter;
 mod keys;
 mod mounts;
+mod network_args;
 mod output;
 mod progress;
 mod streams;
@@ -100,6 +101,8 @@ async fn run(line: Line) -> Result<ExitCode, Failure> {
         Command::Image(ImageCommand::Prune(args)) => commands::prune::images(&runtime, args).await,
         Command::System(SystemCommand::Df(args)) => commands::df::run(&runtime, &args).await,
         Command::System(SystemCommand::Prune(args)) => commands::prune::system(&runtime, args).await,
+        Command::Port(args) => commands::network::port(&runtime, args).await,
+        Command::Network(command) => commands::network::run(&runtime, command).await,
         Command::Volume(command) => commands::volume::run(&runtime, command).await,
         Command::Login(args) => commands::login::login(&runtime, args).await,
         Command::Logout(args) => commands::login::logout(&runtime, args).await,

@@ -45,16 +45,16 @@ pub use event::{Event, EventKind};
 pub use files::{BoxFiles, rotated};
 pub use health::{Health, HealthProbe, HealthSpec, HealthStatus, PROBE_OUTPUT, PROBES};
 pub use network::{
-    Denial, FlowInfo, LinkSpec, NetConfig, NetOrder, NetReport, NetStats, NetworkPolicy, NetworkPreset, NetworkProtocol,
-    NetworkRule, NetworkSpec, NetworkTarget, NetworkVerdict, PortForward, RateLimit,
+    Denial, FlowInfo, LinkSpec, NetConfig, NetOrder, NetReport, NetStats, NetworkPolicy, NetworkPreset,
+    NetworkProtocol, NetworkRule, NetworkSpec, NetworkTarget, NetworkVerdict, PortForward, RateLimit,
 };
 pub use network_rule::BadNetworkRule;
 pub use output_log::{OutputLog, OutputReader, OutputRecord, OutputStream};
 pub use restart::{Backoff, BadRestartPolicy, RestartPolicy};
 pub use socket_path::SocketPath;
 pub use spec::{
-    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, MountSource, MountSpec, NetDevice,
-    ProcessSpec, ShareSpec, ShareVolume, VmSpec, VmmConfig, VsockPort,
+    ContainerSpec, Direction, DiskFormat, DiskSpec, EngineChoice, MonitorConfig, MountSource, MountSpec,
+    NetDevice, ProcessSpec, ShareSpec, ShareVolume, VmSpec, VmmConfig, VsockPort,
 };
 pub use stats::{BoxStats, GuestStats};
 pub use status::{

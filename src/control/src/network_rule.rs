@@ -100,7 +100,8 @@ fn target(text: &str) -> Result<NetworkTarget, String> {
     }
     let bare = text.replace(['[', ']'], "");
     if let Some((address, prefix)) = bare.split_once('/') {
-        let address: IpAddr = address.parse().map_err(|_| "there is no address before the slash".to_owned())?;
+        let address: IpAddr =
+            address.parse().map_err(|_| "there is no address before the slash".to_owned())?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.parse::<u8>().ok().filter(|prefix| *prefix <= longest);
         let prefix = prefix.ok_or_else(|| format!("the length of a block is 0 to {longest}"))?;
@@ -177,7 +178,9 @@ fn ports(text: Option<&str>) -> Result<Vec<(u16, u16)>, String> {
     let range = |text: &str| {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let range = port(first).zip(port(last)).filter(|(first, last)| first <= last);
-        range.ok_or_else(|| format!("`{}` is no port from 1 to 65535 and no range of them", text.escape_debug()))
+        range.ok_or_else(|| {
+            format!("`{}` is no port from 1 to 65535 and no range of them", text.escape_debug())
+        })
     };
     text.split(',').map(range).collect()
 }
@@ -192,7 +195,9 @@ impl fmt::Display for NetworkRule {
             NetworkTarget::Block { address: IpAddr::V4(address), prefix: 32 } => write!(f, "{address}")?,
             NetworkTarget::Block { address: IpAddr::V4(address), prefix } => write!(f, "{address}/{prefix}")?,
             NetworkTarget::Block { address: IpAddr::V6(address), prefix: 128 } => write!(f, "[{address}]")?,
-            NetworkTarget::Block { address: IpAddr::V6(address), prefix } => write!(f, "[{address}]/{prefix}")?,
+            NetworkTarget::Block { address: IpAddr::V6(address), prefix } => {
+                write!(f, "[{address}]/{prefix}")?
+            }
         }
         for (number, (first, last)) in self.ports.iter().enumerate() {
             f.write_str(if number == 0 { ":" } else { "," })?;

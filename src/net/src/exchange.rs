@@ -120,7 +120,13 @@ impl Exchange {
     }
 
     /// Passes on what has come for its own socket. `true`: there may be more.
-    pub(crate) fn turn(&mut self, link: &LinkSpec, outbox: &mut Outbox, scratch: &mut [u8], now: Instant) -> bool {
+    pub(crate) fn turn(
+        &mut self,
+        link: &LinkSpec,
+        outbox: &mut Outbox,
+        scratch: &mut [u8],
+        now: Instant,
+    ) -> bool {
         for _ in 0..TURN {
             if !outbox.has_room() {
                 return true;
@@ -143,7 +149,8 @@ impl Exchange {
 
     fn receive_echo(&mut self, message: &[u8], link: &LinkSpec, outbox: &mut Outbox, now: Instant) {
         let reply = if self.pair.peer.is_ipv4() { 0 } else { 129 };
-        let (Some(header), Some(data)) = (message.first_chunk::<ECHO_HEADER>(), message.get(ECHO_HEADER..)) else {
+        let (Some(header), Some(data)) = (message.first_chunk::<ECHO_HEADER>(), message.get(ECHO_HEADER..))
+        else {
             return;
         };
         if header[0] != reply {

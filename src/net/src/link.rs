@@ -119,9 +119,12 @@ impl Inbox {
         let Some(mac) = self.lost else { return true };
         while self.start + LENGTH + ETHERNET <= self.end {
             let header = self.start + LENGTH;
-            let plausible = self.length_at(self.start).is_some_and(|length| (ETHERNET..=LONGEST).contains(&length))
-                && self.bytes[header + 6..header + 12] == mac
-                && [[0x08, 0x00], [0x08, 0x06], [0x86, 0xdd]].iter().any(|kind| self.bytes[header + 12..header + 14] == *kind);
+            let plausible =
+                self.length_at(self.start).is_some_and(|length| (ETHERNET..=LONGEST).contains(&length))
+                    && self.bytes[header + 6..header + 12] == mac
+                    && [[0x08, 0x00], [0x08, 0x06], [0x86, 0xdd]]
+                        .iter()
+                        .any(|kind| self.bytes[header + 12..header + 14] == *kind);
             if plausible {
                 self.lost = None;
                 return true;
@@ -158,7 +161,12 @@ impl Outbox {
     }
 
     /// Adds a frame of this kind and this many bytes behind the Ethernet header, which `fill` writes.
-    pub(crate) fn push<R>(&mut self, header: &[u8; ETHERNET], length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+    pub(crate) fn push<R>(
+        &mut self,
+        header: &[u8; ETHERNET],
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
         // Lengths are of IP packets.
         let whole = u32::try_from(ETHERNET + length).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(&whole.to_be_bytes());
@@ -185,7 +193,11 @@ impl Outbox {
                 return Ok(false);
             }
             let chunk = self.chunk();
-            match send(link.as_raw_fd(), &self.bytes[self.gone..chunk], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                link.as_raw_fd(),
+                &self.bytes[self.gone..chunk],
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(sent) => {
                     limit.take(sent as u64);
                     self.has_gone(sent);

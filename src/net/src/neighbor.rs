@@ -96,7 +96,9 @@ pub(crate) fn dhcp(outbox: &mut Outbox, link: &LinkSpec, datagram: &[u8]) {
     let message_type = match asked.message_type {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
         DhcpMessageType::Request if other_server => return,
-        DhcpMessageType::Request if wanted.is_some_and(|address| address != link.guest4) => DhcpMessageType::Nak,
+        DhcpMessageType::Request if wanted.is_some_and(|address| address != link.guest4) => {
+            DhcpMessageType::Nak
+        }
         DhcpMessageType::Request | DhcpMessageType::Inform => DhcpMessageType::Ack,
         _ => return,
     };

@@ -17,11 +17,7 @@ pub(crate) enum Frame<'a> {
     /// A message to a DHCP server: the UDP datagram.
     Dhcp(&'a [u8]),
     /// A message of neighbour discovery: who sent it, and the ICMPv6 message.
-    Neighbor {
-        from: Ipv6Addr,
-        to: Ipv6Addr,
-        message: &'a [u8],
-    },
+    Neighbor { from: Ipv6Addr, to: Ipv6Addr, message: &'a [u8] },
     /// Nothing that this network has an answer to; other machines would drop it as well.
     Ignored,
     /// Malformed.
@@ -75,7 +71,10 @@ pub(crate) fn of_guest<'a>(packet: &'a [u8], link: &LinkSpec) -> Option<Packet<'
 
 fn ipv4<'a>(content: &'a [u8], link: &LinkSpec) -> Frame<'a> {
     let Ok(packet) = Ipv4Packet::new_checked(content) else { return Frame::Bad };
-    if packet.version() != 4 || packet.header_len() < 20 || packet.total_len() < u16::from(packet.header_len()) {
+    if packet.version() != 4
+        || packet.header_len() < 20
+        || packet.total_len() < u16::from(packet.header_len())
+    {
         return Frame::Bad;
     }
     let whole = &content[..usize::from(packet.total_len())];

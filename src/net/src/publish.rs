@@ -51,7 +51,9 @@ fn bind_one(port: &PortForward) -> io::Result<Listener> {
     let (kind, protocol) = match port.protocol {
         NetworkProtocol::Tcp => (Type::STREAM, Protocol::TCP),
         NetworkProtocol::Udp => (Type::DGRAM, Protocol::UDP),
-        NetworkProtocol::Icmp => return Err(io::Error::new(io::ErrorKind::InvalidInput, "ICMP has no ports")),
+        NetworkProtocol::Icmp => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "ICMP has no ports"));
+        }
     };
     let socket = Socket::new(Domain::for_address(port.host), kind.nonblocking().cloexec(), Some(protocol))?;
     if port.host.is_ipv6() {

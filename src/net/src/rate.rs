@@ -36,7 +36,10 @@ impl Bucket {
     /// So many bytes have gone.
     pub(crate) fn take(&mut self, bytes: u64) {
         if self.rate.is_some() {
-            #[allow(clippy::cast_precision_loss, reason = "a read or a write is far below the precision of a float")]
+            #[allow(
+                clippy::cast_precision_loss,
+                reason = "a read or a write is far below the precision of a float"
+            )]
             let bytes = bytes as f64;
             self.left -= bytes;
         }

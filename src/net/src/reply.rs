@@ -169,7 +169,15 @@ fn quote(
 }
 
 /// Answers an echo request: `from` is who answers.
-pub(crate) fn echo(outbox: &mut Outbox, link: &LinkSpec, from: IpAddr, to: IpAddr, ident: u16, seq_no: u16, data: &[u8]) {
+pub(crate) fn echo(
+    outbox: &mut Outbox,
+    link: &LinkSpec,
+    from: IpAddr,
+    to: IpAddr,
+    ident: u16,
+    seq_no: u16,
+    data: &[u8],
+) {
     if from.is_ipv4() {
         let message = Icmpv4Repr::EchoReply { ident, seq_no, data };
         ip(outbox, link, (from, to), IpProtocol::Icmp, message.buffer_len(), |bytes| {
@@ -181,7 +189,13 @@ pub(crate) fn echo(outbox: &mut Outbox, link: &LinkSpec, from: IpAddr, to: IpAdd
 }
 
 /// Sends a message of ICMPv6.
-pub(crate) fn icmpv6(outbox: &mut Outbox, link: &LinkSpec, from: IpAddr, to: IpAddr, message: &Icmpv6Repr<'_>) {
+pub(crate) fn icmpv6(
+    outbox: &mut Outbox,
+    link: &LinkSpec,
+    from: IpAddr,
+    to: IpAddr,
+    message: &Icmpv6Repr<'_>,
+) {
     let (IpAddr::V6(source), IpAddr::V6(target)) = (from, to) else { return };
     // Neighbour discovery alone looks at it, and takes nothing that a router may have passed on.
     let neighbor = matches!(message, Icmpv6Repr::Ndisc(_));
@@ -274,7 +288,9 @@ mod tests {
     #[test]
     fn a_datagram_is_read_as_it_was_sent() {
         let link = LinkSpec::default();
-        for (from, to) in [("1.2.3.4:53", "192.168.127.2:4000"), ("[2600::1]:53", "[fd00:b0:c51:17e0::2]:4000")] {
+        for (from, to) in
+            [("1.2.3.4:53", "192.168.127.2:4000"), ("[2600::1]:53", "[fd00:b0:c51:17e0::2]:4000")]
+        {
             let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
             let mut outbox = Outbox::default();
             udp(&mut outbox, &link, from, to, b"hello");
@@ -332,7 +348,13 @@ mod tests {
     fn what_cannot_go_on_is_quoted_back() {
         let link = LinkSpec::default();
         let mut outbox = Outbox::default();
-        udp(&mut outbox, &link, "1.2.3.4:7".parse().unwrap(), "192.168.127.2:4000".parse().unwrap(), &[1; 900]);
+        udp(
+            &mut outbox,
+            &link,
+            "1.2.3.4:7".parse().unwrap(),
+            "192.168.127.2:4000".parse().unwrap(),
+            &[1; 900],
+        );
         let sent = pushed(&mut outbox);
         let packet = Packet {
             from: link.guest4.into(),

@@ -112,9 +112,9 @@ fn prepare(link: OwnedFd, input: &mut impl Read) -> Result<Prepared, ServeError>
     let (sender, denied) = sync_channel(WAITING);
     let denials = Arc::new(Denials::new(sender));
     let told = Arc::clone(&denials);
-    let on_denied = Box::new(move |name: &str, why| told.tell(None::<NetworkProtocol>, None, Some(name), why));
-    let resolver =
-        Resolver::start(&resolvers, Arc::clone(&rules), on_denied).map_err(ServeError::Prepare)?;
+    let on_denied =
+        Box::new(move |name: &str, why| told.tell(None::<NetworkProtocol>, None, Some(name), why));
+    let resolver = Resolver::start(&resolvers, Arc::clone(&rules), on_denied).map_err(ServeError::Prepare)?;
     let (commander, orders) = orders::pair().map_err(ServeError::Prepare)?;
     let mut link = Link::new(link, resumed.then_some(spec.guest_mac));
     link.outbox.capture = capture.transpose()?;

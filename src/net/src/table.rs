@@ -81,9 +81,11 @@ impl<T> Table<T> {
 
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        let key = |index: usize, generation| Key { index: u32::try_from(index).unwrap_or(u32::MAX), generation };
+        let key =
+            |index: usize, generation| Key { index: u32::try_from(index).unwrap_or(u32::MAX), generation };
         let places = self.places.iter().enumerate();
-        places.filter_map(move |(index, (generation, thing))| Some((key(index, *generation), thing.as_ref()?)))
+        places
+            .filter_map(move |(index, (generation, thing))| Some((key(index, *generation), thing.as_ref()?)))
     }
 }
 

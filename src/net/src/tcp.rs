@@ -31,8 +31,8 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::link::{ETHERNET, Outbox};
-use crate::reply::{self, Unreachable};
 use crate::policy::Stated;
+use crate::reply::{self, Unreachable};
 use crate::sniff::{self, Gate, Judge};
 
 /// What a connection may move before another one has its turn, in bytes.
@@ -99,7 +99,10 @@ pub(crate) struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("ends", &self.ends).field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("ends", &self.ends)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,7 +133,13 @@ impl Connection {
     }
 
     /// The host calls the guest.
-    pub(crate) fn inbound(host: Socket, ends: Ends, buffer: usize, link: &LinkSpec, now: Instant) -> io::Result<Self> {
+    pub(crate) fn inbound(
+        host: Socket,
+        ends: Ends,
+        buffer: usize,
+        link: &LinkSpec,
+        now: Instant,
+    ) -> io::Result<Self> {
         host.set_tcp_nodelay(true)?;
         let mut this = Self::new(host, ends, Stage::Calling, None, buffer, link, now)?;
         let (guest, peer) = (ends.guest, ends.peer);
@@ -229,7 +238,13 @@ impl Connection {
     }
 
     /// Moves what can be moved.
-    pub(crate) fn turn(&mut self, link: &LinkSpec, outbox: &mut Outbox, judge: Judge<'_>, now: Instant) -> Turn {
+    pub(crate) fn turn(
+        &mut self,
+        link: &LinkSpec,
+        outbox: &mut Outbox,
+        judge: Judge<'_>,
+        now: Instant,
+    ) -> Turn {
         if let Stage::Connecting { .. } = self.stage {
             match self.connected(link, outbox, now) {
                 Turn::More => {}

@@ -29,8 +29,7 @@ use std::process::ExitCode;
 
 use boxlite_control::EngineChoice;
 
-const USAGE: &str =
-    "usage: boxlite-shim monitor | vmm | share | net | probe [--engine auto|krun|qemu] | kernel CACHE | version";
+const USAGE: &str = "usage: boxlite-shim monitor | vmm | share | net | probe [--engine auto|krun|qemu] | kernel CACHE | version";
 
 fn main() -> ExitCode {
     environment::log_to_stderr();

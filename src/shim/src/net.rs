@@ -39,7 +39,8 @@ fn run() -> Result<(), NetError> {
     let owned = |fd: io::Result<OwnedFd>| fd.map_err(NetError::Prepare);
     child::close_inherited().map_err(NetError::Prepare)?;
     // Each flow is a descriptor.
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     raised.map_err(|errno| NetError::Prepare(errno.into()))?;
     let link = owned(io::stdout().as_fd().try_clone_to_owned())?;
     let orders = UnixStream::from(owned(io::stdin().as_fd().try_clone_to_owned())?);

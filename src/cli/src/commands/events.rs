@@ -94,6 +94,13 @@ fn details(kind: &BoxEventKind) -> Value {
             "error": error,
             "restart_millis": restart_millis,
         }),
+        BoxEventKind::NetDenied { protocol, to, name, why, unreported } => json!({
+            "protocol": protocol,
+            "to": to,
+            "host": name,
+            "why": why,
+            "unreported": (*unreported > 0).then_some(unreported),
+        }),
         BoxEventKind::Renamed { from } => json!({ "from": from }),
         _ => json!({}),
     }

@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod login;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod prune;
 pub(crate) mod ps;
 pub(crate) mod pull;

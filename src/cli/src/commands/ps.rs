@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use boxlite::{BoxInfo, BoxStatus, BoxliteRuntime};
+use boxlite::{BoxInfo, BoxStatus, BoxliteRuntime, PortInfo};
 use serde_json::{Value, json};
 
 use crate::args::PsArgs;
@@ -84,7 +84,7 @@ pub(crate) async fn run(runtime: &BoxliteRuntime, args: &PsArgs) -> Result<ExitC
         }
         (false, None) => {
             let rows: Vec<_> = boxes.iter().map(row).collect();
-            output::table(&["BOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME"], &rows)?;
+            output::table(&["BOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME"], &rows)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -97,8 +97,15 @@ fn row(info: &BoxInfo) -> Vec<String> {
         command(info),
         output::ago(info.created_at),
         status(info),
+        ports(info),
         info.name.clone().unwrap_or_default(),
     ]
+}
+
+/// As Docker shows them.
+fn ports(info: &BoxInfo) -> String {
+    let shown = |port: &PortInfo| format!("{}->{}/{}", port.host, port.guest_port, port.protocol.name());
+    info.ports.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 fn command(info: &BoxInfo) -> String {
@@ -126,6 +133,7 @@ fn docker(info: &BoxInfo) -> Value {
         "Labels": labels.join(","),
         "ExitCode": info.exit_code.map(|code| code.to_string()).unwrap_or_default(),
         "Restarts": info.restart_count,
+        "Ports": ports(info),
     })
 }
 
@@ -208,6 +216,8 @@ pub(crate) fn as_json(info: &BoxInfo) -> Value {
         "health": health,
         "labels": info.labels,
         "mounts": mounts(info),
+        "network": info.network.as_ref().map(super::network::policy),
+        "ports": info.ports.iter().map(super::network::shown).collect::<Vec<_>>(),
         "restart": info.restart.to_string(),
         "restart_count": info.restart_count,
         "auto_stop": info.auto_stop.map(|time| time.as_secs_f64()),

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use boxlite::{
-    BoxOptions, BoxliteRuntime, ErrorKind, HealthCheckOptions, ImageHandle, LiteBox, PullPolicy,
-    RestartPolicy, RootfsSpec,
+    BoxOptions, BoxliteRuntime, ErrorKind, HealthCheckOptions, ImageHandle, LiteBox, NetworkPolicy,
+    NetworkRateLimit, NetworkSpec, PullPolicy, RestartPolicy, RootfsSpec,
 };
 
 use super::labels;
@@ -174,6 +174,17 @@ fn options(args: BoxArgs) -> Result<BoxOptions, Failure> {
     options.stop_signal = args.stop_signal;
     options.stop_timeout = args.stop_timeout.map(|seconds| Duration::from_secs(seconds.into()));
     options.keep_output = !args.no_logs;
+    options.network = match args.network.spec()? {
+        Some(spec) => spec,
+        // Who publishes ports wants to reach the box, not the box to reach anything.
+        None if !args.publish.is_empty() => NetworkSpec::Policy(NetworkPolicy::none()),
+        None => NetworkSpec::default(),
+    };
+    options.ports = args.publish.into_iter().flat_map(|ports| ports.0).collect();
+    options.network_rate_limit = NetworkRateLimit { tx_kbps: args.net_tx_kbps, rx_kbps: args.net_rx_kbps };
+    let capture = args.net_capture.map(std::path::absolute).transpose();
+    options.network_capture =
+        capture.map_err(|error| Failure::Told(format!("the file for captured frames: {error}")))?;
     let health = args.health;
     options.health_check = HealthCheckOptions {
         disable: health.no_healthcheck,

@@ -88,7 +88,8 @@ impl Network {
         let mac = |bytes: &[u8]| {
             <[u8; 6]>::try_from(bytes).map_err(|_| BadNetwork("a hardware address has not six bytes"))
         };
-        let addresses = |list: &[Vec<u8>]| list.iter().map(|bytes| address(bytes)).collect::<Result<Vec<_>, _>>();
+        let addresses =
+            |list: &[Vec<u8>]| list.iter().map(|bytes| address(bytes)).collect::<Result<Vec<_>, _>>();
         let mut own = Vec::new();
         for one in &network.addresses {
             let address = address(&one.address)?;
@@ -131,8 +132,8 @@ impl Network {
     /// When the machine has no such interface, or the kernel refuses.
     pub fn bring_up(&self) -> Result<(), NetworkError> {
         let refused = |what| move |source| NetworkError::Refused { what, source };
-        let (name, index) = find(Path::new(INTERFACES), self.mac)
-            .ok_or_else(|| NetworkError::NoInterface(text(self.mac)))?;
+        let (name, index) =
+            find(Path::new(INTERFACES), self.mac).ok_or_else(|| NetworkError::NoInterface(text(self.mac)))?;
         // A kernel without IPv6 has no such folder, and then no such addresses.
         let v6 = Path::new("/proc/sys/net/ipv6/conf").join(&name);
         let has_v6 = v6.exists();
@@ -162,7 +163,8 @@ fn address(bytes: &[u8]) -> Result<IpAddr, BadNetwork> {
     if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
         return Ok(Ipv4Addr::from(octets).into());
     }
-    let octets = <[u8; 16]>::try_from(bytes).map_err(|_| BadNetwork("an address has neither 4 nor 16 bytes"))?;
+    let octets =
+        <[u8; 16]>::try_from(bytes).map_err(|_| BadNetwork("an address has neither 4 nor 16 bytes"))?;
     Ok(Ipv6Addr::from(octets).into())
 }
 
@@ -243,7 +245,9 @@ mod tests {
     #[test]
     fn an_interface_is_found_by_its_hardware_address() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, mac, index) in [("lo", "00:00:00:00:00:00\n", "1\n"), ("eth0", "02:b0:0c:00:00:02\n", "2\n")] {
+        for (name, mac, index) in
+            [("lo", "00:00:00:00:00:00\n", "1\n"), ("eth0", "02:b0:0c:00:00:02\n", "2\n")]
+        {
             let interface = folder.path().join(name);
             fs::create_dir(&interface).unwrap();
             fs::write(interface.join("address"), mac).unwrap();

@@ -184,8 +184,7 @@ mod tests {
         let five = 5_u16.to_ne_bytes();
         let two = 2_u16.to_ne_bytes();
         let one = 1_u16.to_ne_bytes();
-        let expected =
-            [&ten[..], &two, &[1, 2, 3, 4, 5, 6, 0, 0], &five[..], &one, &[9, 0, 0, 0]].concat();
+        let expected = [&ten[..], &two, &[1, 2, 3, 4, 5, 6, 0, 0], &five[..], &one, &[9, 0, 0, 0]].concat();
         assert_eq!(body.0, expected);
     }
 

@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::clock::{self, Compared};
 use crate::disks::Disks;
 use crate::events::{SubscribeError, Subscriber};
+use crate::network::Network;
 use crate::shutdown::Shutdown;
 use crate::{console, stats};
 

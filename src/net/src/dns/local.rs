@@ -99,7 +99,10 @@ mod tests {
     fn the_link_is_known_by_name_and_by_address() {
         let link = LinkSpec::default();
         assert_eq!(addresses(said("host.boxlite.internal", RecordType::A)), [IpAddr::V4(link.host4)]);
-        assert_eq!(addresses(said("gateway.boxlite.internal", RecordType::AAAA)), [IpAddr::V6(link.gateway6)]);
+        assert_eq!(
+            addresses(said("gateway.boxlite.internal", RecordType::AAAA)),
+            [IpAddr::V6(link.gateway6)]
+        );
         assert!(addresses(said("host.boxlite.internal", RecordType::TXT)).is_empty());
         assert_eq!(said("other.boxlite.internal", RecordType::A), Said::NotThere);
         let Said::Records(records) = said("254.127.168.192.in-addr.arpa", RecordType::PTR) else { panic!() };
@@ -110,7 +113,9 @@ mod tests {
     fn what_never_leaves_a_machine_is_answered_here() {
         assert_eq!(addresses(said("localhost", RecordType::A)), [IpAddr::from([127, 0, 0, 1])]);
         assert_eq!(addresses(said("x.localhost", RecordType::AAAA)), ["::1".parse::<IpAddr>().unwrap()]);
-        for name in ["printer.local", "x.onion", "a.invalid", "1.0.0.10.in-addr.arpa", "1.1.168.192.in-addr.arpa"] {
+        for name in
+            ["printer.local", "x.onion", "a.invalid", "1.0.0.10.in-addr.arpa", "1.1.168.192.in-addr.arpa"]
+        {
             assert_eq!(said(name, RecordType::PTR), Said::NotThere, "{name}");
         }
         for name in ["example.com", "1.1.1.1.in-addr.arpa", "notlocalhost", "arpa", "mylocal"] {

@@ -170,7 +170,8 @@ fn an_address_is_bound_to_the_name_that_was_asked_for_before_the_answer_is_there
 
 #[test]
 fn a_private_address_of_a_public_name_is_taken_out_and_told() {
-    let records = vec![a("a.example.", 9, "10.0.0.1"), a("a.example.", 9, "1.2.3.4"), a("a.example.", 9, "127.0.0.1")];
+    let records =
+        vec![a("a.example.", 9, "10.0.0.1"), a("a.example.", 9, "1.2.3.4"), a("a.example.", 9, "127.0.0.1")];
     let only = vec![a("b.example.", 9, "169.254.169.254")];
     let guest =
         guest(Zone::from([(("a.example", RecordType::A), records), (("b.example", RecordType::A), only)]));
@@ -189,7 +190,10 @@ fn a_name_that_is_refused_is_not_asked_for_outside() {
     assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
     assert_eq!(guest.asked.load(Ordering::Relaxed), 0);
     assert_eq!(*guest.denied.lock().unwrap(), [("secret.tunnel.evil".to_owned(), "no rule allows it")]);
-    assert_eq!(guest.ask("host.boxlite.internal.", RecordType::A).metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(
+        guest.ask("host.boxlite.internal.", RecordType::A).metadata.response_code,
+        ResponseCode::NXDomain
+    );
     assert_eq!(guest.ask("gateway.boxlite.internal.", RecordType::A).answers.len(), 1);
 }
 
@@ -222,7 +226,8 @@ fn hints_for_other_ways_to_a_server_are_not_given() {
 #[test]
 fn a_server_that_is_silent_is_given_up_for_the_next_one() {
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (address, _) = server(Zone::from([(("a.example", RecordType::A), vec![a("a.example.", 9, "1.2.3.4")])]));
+    let (address, _) =
+        server(Zone::from([(("a.example", RecordType::A), vec![a("a.example.", 9, "1.2.3.4")])]));
     let servers = [silent.local_addr().unwrap(), address];
     let rules = Arc::new(Strict::default());
     let resolver = Resolver::start_with(&servers, Arc::clone(&rules) as Arc<dyn Judge>, Box::new(|_, _| ()));
@@ -239,7 +244,8 @@ fn only_so_many_questions_are_under_way_and_a_resolver_ends_with_them() {
     let mut message = Message::new(9, MessageType::Query, OpCode::Query);
     message.queries.push(Query::query(name("a.example."), RecordType::A));
     let message = message.to_vec().unwrap();
-    let asked = (0..1000).filter(|id| resolver.ask(Question { id: *id, message: message.clone(), stream: false }));
+    let asked =
+        (0..1000).filter(|id| resolver.ask(Question { id: *id, message: message.clone(), stream: false }));
     assert_eq!(asked.count(), UNDER_WAY);
     let began = Instant::now();
     drop(resolver);

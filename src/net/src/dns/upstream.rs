@@ -100,7 +100,8 @@ async fn exchange(server: SocketAddr, name: &Name, kind: RecordType) -> io::Resu
     let unwritable = || io::Error::new(io::ErrorKind::InvalidInput, "the question cannot be written");
     let question = message::question(id, name, kind).ok_or_else(unwritable)?;
     // A port of the kernel's choosing for each question: who has to guess it has to guess the number as well.
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     socket.send(&question).await?;

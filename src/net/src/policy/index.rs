@@ -47,7 +47,8 @@ impl Index {
                 NetworkTarget::Name(name) => index.names.entry(name.clone()).or_default().push(number),
                 NetworkTarget::Below(name) => index.below.entry(name.clone()).or_default().push(number),
                 NetworkTarget::Block { address, prefix } => {
-                    let prefixes = if address.is_ipv4() { &mut index.prefixes4 } else { &mut index.prefixes6 };
+                    let prefixes =
+                        if address.is_ipv4() { &mut index.prefixes4 } else { &mut index.prefixes6 };
                     prefixes.insert(*prefix);
                     index.blocks.entry((mask(*address, *prefix), *prefix)).or_default().push(number);
                 }

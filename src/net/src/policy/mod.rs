@@ -156,7 +156,11 @@ impl Policy {
             (false, protocol) if protocol != NetworkProtocol::Tcp => {
                 let allowed = names().any(|decision| decision.allowed);
                 let denied = names().any(|decision| decision.is_name_denial());
-                if allowed && !denied { Judgement::Allow } else { Judgement::Deny(self.why(address, &direct)) }
+                if allowed && !denied {
+                    Judgement::Allow
+                } else {
+                    Judgement::Deny(self.why(address, &direct))
+                }
             }
             (false, _) => Judgement::Deny(self.why(address, &direct)),
         }

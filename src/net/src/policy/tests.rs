@@ -89,7 +89,9 @@ fn a_block_that_is_allowed_may_be_private() {
     assert!(is_denied(tcp(&policy, &none, "10.1.2.3:5433")));
     assert!(is_denied(udp(&policy, &none, "10.1.2.3:5432")));
     assert!(is_denied(tcp(&policy, &none, "10.2.2.3:5432")));
-    assert!(policy.may_resolve("db.corp").is_ok() && policy.may_answer("db.corp", "10.1.2.3".parse().unwrap()));
+    assert!(
+        policy.may_resolve("db.corp").is_ok() && policy.may_answer("db.corp", "10.1.2.3".parse().unwrap())
+    );
     assert!(!policy.may_answer("db.corp", "10.2.2.3".parse().unwrap()));
 }
 
@@ -240,7 +242,9 @@ fn no_answer_leads_a_public_name_to_a_private_place() {
     for (preset, rules) in [(Public, &[][..]), (Nothing, &["+a.example"]), (Nothing, &["+*"])] {
         let policy = policy(preset, rules);
         assert!(policy.may_answer("a.example", "1.2.3.4".parse().unwrap()));
-        for address in ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1", "fd00::1", "192.168.127.1"] {
+        for address in
+            ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1", "fd00::1", "192.168.127.1"]
+        {
             assert!(!policy.may_answer("a.example", address.parse().unwrap()), "{address}");
         }
     }

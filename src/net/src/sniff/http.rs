@@ -102,7 +102,10 @@ impl Client {
                 let Some(end) = end(held, 0, TRAILERS, true)? else { return Ok(Look::More) };
                 for line in lines(&held[..end]) {
                     let (name, _) = field(line)?;
-                    if ["host", "content-length", "transfer-encoding"].iter().any(|no| name.eq_ignore_ascii_case(no)) {
+                    if ["host", "content-length", "transfer-encoding"]
+                        .iter()
+                        .any(|no| name.eq_ignore_ascii_case(no))
+                    {
                         return Err(FRAMING);
                     }
                 }
@@ -167,7 +170,9 @@ impl Request {
                 "host" => host = Some(authority(value)?),
                 "content-length" if length.is_some() => return Err(FRAMING),
                 "content-length" => length = Some(number(value)?),
-                "transfer-encoding" if chunked || !value.eq_ignore_ascii_case(b"chunked") => return Err(FRAMING),
+                "transfer-encoding" if chunked || !value.eq_ignore_ascii_case(b"chunked") => {
+                    return Err(FRAMING);
+                }
                 "transfer-encoding" => chunked = true,
                 "http2-settings" => return Err(HTTP2),
                 "upgrade" if value.eq_ignore_ascii_case(b"websocket") => upgrades = true,
@@ -258,7 +263,8 @@ fn authority(value: &[u8]) -> Result<Option<String>, &'static str> {
         return Err(BAD_HEAD);
     }
     if let [b'[', address @ .., b']'] = host {
-        let address = std::str::from_utf8(address).ok().and_then(|text| text.parse::<std::net::Ipv6Addr>().ok());
+        let address =
+            std::str::from_utf8(address).ok().and_then(|text| text.parse::<std::net::Ipv6Addr>().ok());
         return address.map(|address| Some(address.to_string())).ok_or(BAD_HEAD);
     }
     host_name(host).map(Some).ok_or(BAD_HEAD)
@@ -315,7 +321,12 @@ fn line(held: &[u8], longest: usize) -> Result<Option<(&[u8], usize)>, &'static 
 }
 
 /// Where a head ends, behind its empty line. With `empty_is_one`, nothing but the empty line is a head, too.
-fn end(held: &[u8], searched: usize, longest: usize, empty_is_one: bool) -> Result<Option<usize>, &'static str> {
+fn end(
+    held: &[u8],
+    searched: usize,
+    longest: usize,
+    empty_is_one: bool,
+) -> Result<Option<usize>, &'static str> {
     if empty_is_one && held.starts_with(b"\r\n") {
         return Ok(Some(2));
     }
@@ -401,22 +412,43 @@ mod tests {
             ("two lengths", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"),
             ("a list of lengths", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx"),
             ("a signed length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx"),
-            ("length and chunks", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (
+                "length and chunks",
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ),
             ("another coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n"),
             ("two codings", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
-            ("a tab before the coding's end", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n"),
+            (
+                "a tab before the coding's end",
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
+            ),
             ("chunks in HTTP/1.0", b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
-            ("an endless chunk", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n"),
-            ("a chunk with 0x", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n"),
-            ("a chunk without its end", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n"),
-            ("a host in the trailers", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: b\r\n\r\n"),
+            (
+                "an endless chunk",
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+            ),
+            (
+                "a chunk with 0x",
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n",
+            ),
+            (
+                "a chunk without its end",
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n",
+            ),
+            (
+                "a host in the trailers",
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: b\r\n\r\n",
+            ),
             ("HTTP/2 by upgrade", b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n"),
             ("TLS by upgrade", b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.0\r\n\r\n"),
             ("HTTP/2 at once", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
             ("another version", b"GET / HTTP/1.2\r\nHost: a\r\n\r\n"),
             ("a port that is none", b"GET / HTTP/1.1\r\nHost: a:80b\r\n\r\n"),
             ("a user in the host", b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
-            ("an upgrade behind others", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"),
+            (
+                "an upgrade behind others",
+                b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+            ),
         ] {
             let refused = hosts(bytes);
             assert!(refused.is_err() && refused != Err("unfinished"), "{what}: {refused:?}");

@@ -105,8 +105,12 @@ impl Gate {
             };
             match more {
                 Some(some) => passed += some,
-                None if end && passed < held.len() => return Err("it ends before it has said for whom it is"),
-                None if held.len() - passed >= HELD => return Err("it says too much before it says for whom it is"),
+                None if end && passed < held.len() => {
+                    return Err("it ends before it has said for whom it is");
+                }
+                None if held.len() - passed >= HELD => {
+                    return Err("it says too much before it says for whom it is");
+                }
                 None => return Ok(passed),
             }
         }
@@ -136,7 +140,9 @@ fn first(held: &[u8]) -> Result<First, &'static str> {
         [] | [tls::HANDSHAKE] => return Ok(First::Undecided),
         [tls::HANDSHAKE, 3, ..] => return Ok(First::Tls),
         // TLS of before 1999 in a shorter form, which some servers still understand.
-        [0x80..=0xff, _, 1, 3, 0..=4, ..] => return Err("its TLS hello is of a form that has long been retired"),
+        [0x80..=0xff, _, 1, 3, 0..=4, ..] => {
+            return Err("its TLS hello is of a form that has long been retired");
+        }
         [0x80..=0xff, rest @ ..] if rest.len() < 4 => {
             let may_be = matches!(rest, [] | [_] | [_, 1] | [_, 1, 3]);
             return Ok(if may_be { First::Undecided } else { First::Other });

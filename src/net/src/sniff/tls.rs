@@ -346,7 +346,8 @@ mod tests {
     fn a_hidden_name_is_seen_to_be_hidden() {
         for kind in [ENCRYPTED_HELLO, ENCRYPTED_NAME] {
             let extensions = [hellos::name(b"a.example"), hellos::extension(kind, &[0; 40])];
-            let Ok(Look::Hello(_, hello)) = first(&hellos::records(&hellos::message(&extensions), 9999)) else {
+            let Ok(Look::Hello(_, hello)) = first(&hellos::records(&hellos::message(&extensions), 9999))
+            else {
                 panic!("no hello")
             };
             assert!(hello.encrypted);

@@ -22,7 +22,8 @@ impl Switch {
             return;
         };
         let Some(ends) = ends(packet) else { return };
-        if !segment.syn() || segment.ack() || segment.rst() || ends.guest.port() == 0 || ends.peer.port() == 0 {
+        if !segment.syn() || segment.ack() || segment.rst() || ends.guest.port() == 0 || ends.peer.port() == 0
+        {
             reply::reset(&mut self.link.outbox, &self.spec, packet);
             return;
         }
@@ -151,4 +152,3 @@ pub(super) fn ends(packet: &Packet<'_>) -> Option<Ends> {
     let peer = (packet.to, u16::from_be_bytes([c, d])).into();
     Some(Ends { guest, peer })
 }
-

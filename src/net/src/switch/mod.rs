@@ -27,8 +27,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use smoltcp::wire::IpProtocol;
 
-use crate::dns::Resolver;
 use crate::denials::Denials;
+use crate::dns::Resolver;
 use crate::exchange::{self, Exchange, Pair};
 use crate::link::{Link, Read};
 use crate::orders::Orders;
@@ -39,9 +39,9 @@ use crate::rate::Bucket;
 use crate::reply::{self, Unreachable};
 use crate::rules::Rules;
 use crate::table::{Key, Table};
-use names::{Asker, Stream};
 use crate::tcp::{Connection, Ends};
 use crate::{neighbor, report};
+use names::{Asker, Stream};
 
 /// The most connections, and the most exchanges of datagrams.
 const CONNECTIONS: usize = 4096;
@@ -327,7 +327,8 @@ impl Switch {
                     self.denials.tell(None, None, None, "a frame under an address that is not the box's");
                 }
                 Frame::Ip(packet) => {
-                    let ends = (packet.protocol == IpProtocol::Tcp).then(|| connections::ends(&packet)).flatten();
+                    let ends =
+                        (packet.protocol == IpProtocol::Tcp).then(|| connections::ends(&packet)).flatten();
                     // The common case first: a segment of a connection that there is.
                     let known = ends.and_then(|ends| self.connections.by_ends.get(&ends).copied());
                     match known.and_then(|key| Some((key, self.connections.table.get_mut(key)?))) {
@@ -356,7 +357,12 @@ impl Switch {
             IpProtocol::Udp => self.datagram(&packet),
             IpProtocol::Icmp | IpProtocol::Icmpv6 => self.message(&packet),
             _ => {
-                self.denials.tell(None, Some((packet.to, 0).into()), None, "neither TCP nor UDP nor an echo request");
+                self.denials.tell(
+                    None,
+                    Some((packet.to, 0).into()),
+                    None,
+                    "neither TCP nor UDP nor an echo request",
+                );
                 reply::unreachable(&mut self.link.outbox, &self.spec, &packet, Unreachable::Prohibited);
             }
         }
@@ -424,8 +430,13 @@ impl Switch {
 
     fn sweep(&mut self) {
         let now = Instant::now();
-        let over: Vec<Key> =
-            self.exchanges.table.iter().filter(|(_, exchange)| exchange.ends() <= now).map(|(key, _)| key).collect();
+        let over: Vec<Key> = self
+            .exchanges
+            .table
+            .iter()
+            .filter(|(_, exchange)| exchange.ends() <= now)
+            .map(|(key, _)| key)
+            .collect();
         over.into_iter().for_each(|key| self.end_exchange(key));
         let idle = |(key, stream): (Key, &Stream)| (stream.used + STREAM_IDLE <= now).then_some(key);
         let idle: Vec<Key> = self.streams.iter().filter_map(idle).collect();
@@ -481,4 +492,3 @@ impl Switch {
         }
     }
 }
-

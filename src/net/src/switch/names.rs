@@ -40,15 +40,24 @@ pub(super) enum Asker {
 
 impl Switch {
     /// A connection to the gateway's resolver: this side of it is another Unix stream.
-    pub(super) fn open_stream(&mut self, ends: Ends, packet: &Packet<'_>, now: smoltcp::time::Instant) -> io::Result<()> {
+    pub(super) fn open_stream(
+        &mut self,
+        ends: Ends,
+        packet: &Packet<'_>,
+        now: smoltcp::time::Instant,
+    ) -> io::Result<()> {
         let (host, socket) = UnixStream::pair()?;
         host.set_nonblocking(true)?;
         socket.set_nonblocking(true)?;
         let host = Socket::from(OwnedFd::from(host));
-        let connection =
-            Connection::outbound(host, ends, packet.whole, None, BUFFERS[2].1, &self.spec, now)?;
-        let stream =
-            Stream { socket, questions: StreamFrames::default(), answers: Vec::new(), used: Instant::now(), waiting: 0 };
+        let connection = Connection::outbound(host, ends, packet.whole, None, BUFFERS[2].1, &self.spec, now)?;
+        let stream = Stream {
+            socket,
+            questions: StreamFrames::default(),
+            answers: Vec::new(),
+            used: Instant::now(),
+            waiting: 0,
+        };
         let key = self.streams.insert(stream);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
@@ -137,4 +146,3 @@ impl Stream {
         false
     }
 }
-

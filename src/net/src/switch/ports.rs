@@ -33,7 +33,9 @@ impl Switch {
     pub(super) fn accept_connection(&mut self, listener: &Socket, guest: SocketAddr) -> bool {
         let host = match listener.accept() {
             Ok((host, _)) => host,
-            Err(error) => return matches!(error.raw_os_error(), Some(libc_errno::ECONNABORTED | libc_errno::EINTR)),
+            Err(error) => {
+                return matches!(error.raw_os_error(), Some(libc_errno::ECONNABORTED | libc_errno::EINTR));
+            }
         };
         let by_ends = &self.connections.by_ends;
         let caller = self.callers.free(|peer| by_ends.contains_key(&Ends { guest, peer }));
@@ -60,8 +62,8 @@ impl Switch {
                 let by_pair = &self.exchanges.by_pair;
                 let pair = |peer| Pair { protocol: NetworkProtocol::Udp, guest, peer };
                 let caller = self.callers.free(|peer| by_pair.contains_key(&pair(peer)));
-                let exchange =
-                    caller.map(|peer| Exchange::published(pair(peer), Rc::clone(socket), from, Instant::now()));
+                let exchange = caller
+                    .map(|peer| Exchange::published(pair(peer), Rc::clone(socket), from, Instant::now()));
                 let key = exchange.and_then(|exchange| self.add_exchange(exchange));
                 if let Some(key) = key {
                     self.exchanges.by_caller.insert((number, from), key);

@@ -10,7 +10,7 @@ pub struct PingResponse {
     pub uptime_nanos: u64,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InitRequest {
     /// Wall clock at the host, nanoseconds since the Unix epoch. 0 leaves the guest's clock alone.
     #[prost(uint64, tag = "1")]
@@ -23,6 +23,9 @@ pub struct InitRequest {
     /// Block device of the writable layer (ext4), such as /dev/vdc. Grown to the size of its device.
     #[prost(string, tag = "4")]
     pub writable_device: ::prost::alloc::string::String,
+    /// Since version 4. How the machine reaches its network; absent when it has none.
+    #[prost(message, optional, tag = "7")]
+    pub network: ::core::option::Option<Network>,
     /// Since version 3. Where the box's volumes come from; absent when there are none.
     #[prost(oneof = "init_request::Share", tags = "5, 6")]
     pub share: ::core::option::Option<init_request::Share>,
@@ -40,6 +43,56 @@ pub mod init_request {
         #[prost(uint32, tag = "6")]
         SharePort(u32),
     }
+}
+/// Since version 4. A network: one interface, and who is on its link. Addresses are 4 or 16 bytes in network order.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Network {
+    /// The hardware address of the interface, 6 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub mac: ::prost::alloc::vec::Vec<u8>,
+    /// The largest IP packet in bytes.
+    #[prost(uint32, tag = "2")]
+    pub mtu: u32,
+    /// The machine's addresses.
+    #[prost(message, repeated, tag = "3")]
+    pub addresses: ::prost::alloc::vec::Vec<Address>,
+    /// Routers: the way to everything that is not on the link, at most one of each family.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub routers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Who answers questions for names.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub nameservers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// What is tried behind names without dots.
+    #[prost(string, repeated, tag = "6")]
+    pub search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names that are known without asking.
+    #[prost(message, repeated, tag = "7")]
+    pub hosts: ::prost::alloc::vec::Vec<Host>,
+    /// Others on the link, all of whom have this hardware address.
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub neighbors: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", tag = "9")]
+    pub neighbor_mac: ::prost::alloc::vec::Vec<u8>,
+}
+/// Since version 4.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Address {
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    /// The length of the link's prefix.
+    #[prost(uint32, tag = "2")]
+    pub prefix: u32,
+}
+/// Since version 4.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Host {
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

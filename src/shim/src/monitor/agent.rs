@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use boxlite_control::{
-    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, LinkSpec, MountSource, MountSpec, ProcessSpec, SocketPath,
-    step,
+    BoxFiles, ContainerSpec, Exit, FailureKind, GuestStats, LinkSpec, MountSource, MountSpec, ProcessSpec,
+    SocketPath, step,
 };
 use boxlite_portal::MAIN;
 use boxlite_portal::client::Portal;

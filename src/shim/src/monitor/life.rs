@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use boxlite_control::{
     Admission, Backoff, BoxFiles, BoxStats, EndReason, EventKind, Exit, FailureKind, MonitorConfig,
-    NetworkPolicy,
-    Order as Wish, Outcome, Phase, RestartPolicy, State, Update, admit,
+    NetworkPolicy, Order as Wish, Outcome, Phase, RestartPolicy, State, Update, admit,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};

@@ -117,9 +117,10 @@ impl StartError {
             Self::Engine(error) => (FailureKind::Engine, error.hint()),
             Self::Kernel(error) => (FailureKind::Engine, error.hint()),
             Self::Version { .. } => (FailureKind::Internal, Some("install both from one release".to_owned())),
-            Self::Network(NetworkError::Failed(_)) => {
-                (FailureKind::Network, Some("a port that is taken: choose another one, or 0 for any".to_owned()))
-            }
+            Self::Network(NetworkError::Failed(_)) => (
+                FailureKind::Network,
+                Some("a port that is taken: choose another one, or 0 for any".to_owned()),
+            ),
             Self::Network(_) => (FailureKind::Network, None),
             Self::Lock(LockError::Held) => (FailureKind::AlreadyRunning, None),
             Self::Lock(LockError::Gone) => (FailureKind::Removed, None),

@@ -161,7 +161,9 @@ impl Helper {
             }
         });
         match timeout(READY, reports.recv()).await {
-            Ok(Some(NetReport::Ready { ports })) => Ok((Self { child, to, reports, since: Instant::now() }, ports)),
+            Ok(Some(NetReport::Ready { ports })) => {
+                Ok((Self { child, to, reports, since: Instant::now() }, ports))
+            }
             Ok(Some(NetReport::Failed { messages })) => {
                 let messages = messages.iter().take(8).map(|message| text::escape(message.as_bytes(), CAUSE));
                 Err(NetworkError::Failed(messages.collect()))
@@ -285,7 +287,8 @@ impl Supervisor {
     fn tell(&mut self, denial: Denial) {
         let unreported = denial.unreported + self.unheard;
         let escaped = |text: String| text::escape(text.as_bytes(), CAUSE);
-        let denial = Denial { why: escaped(denial.why), name: denial.name.map(escaped), unreported, ..denial };
+        let denial =
+            Denial { why: escaped(denial.why), name: denial.name.map(escaped), unreported, ..denial };
         self.unheard = match self.news.try_send(News::Denied(denial)) {
             Ok(()) => 0,
             Err(_) => unreported + 1,
