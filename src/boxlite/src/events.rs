@@ -171,7 +171,7 @@ impl BoxEventKind {
             EventKind::NetDenied(denial) => Self::NetDenied {
                 protocol: denial.protocol.map(|protocol| protocol.name()),
                 to: denial.to,
-                name: denial.name,
+                name: denial.host,
                 why: denial.why,
                 unreported: denial.unreported,
             },

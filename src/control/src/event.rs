@@ -244,6 +244,19 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_comes_back_beside_what_the_box_is() {
+        let denial = Denial {
+            protocol: None,
+            to: Some("1.2.3.4:80".parse().unwrap()),
+            host: Some("a.example".into()),
+            why: "a rule denies it".into(),
+            unreported: 3,
+        };
+        let told = Event { name: Some("box".into()), kind: EventKind::NetDenied(denial), ..event(1) };
+        assert_eq!(parse(&serde_json::to_vec(&told).unwrap()), Some(told));
+    }
+
+    #[test]
     fn events_come_back_in_their_order() {
         let folder = tempfile::tempdir().unwrap();
         let journal = folder.path().join("events.jsonl");

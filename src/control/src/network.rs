@@ -282,14 +282,13 @@ pub enum NetReport {
 
 /// Something that a policy has refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Denial {
     /// What it was; `None`: a name was asked for, or it was no packet of the box's own.
     pub protocol: Option<NetworkProtocol>,
     /// Where it went, if that is known.
     pub to: Option<SocketAddr>,
     /// The name that it was about, when there is one; escaped and bounded.
-    pub name: Option<String>,
+    pub host: Option<String>,
     /// Why, as a phrase.
     pub why: String,
     /// How many more were refused since the last one that was told.

@@ -59,7 +59,7 @@ impl Denials {
             return;
         }
         let name = name.map(|name| name.escape_default().take(NAME).collect());
-        let denial = Denial { protocol, to, name, why: why.to_owned(), unreported: budget.unreported };
+        let denial = Denial { protocol, to, host: name, why: why.to_owned(), unreported: budget.unreported };
         match self.to.try_send(denial) {
             Ok(()) => {
                 budget.left -= 1.0;
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(denials.total(), 10_000);
         let told: Vec<_> = receiver.try_iter().collect();
         assert!((50..200).contains(&told.len()), "{}", told.len());
-        assert_eq!(told[0].name.as_deref(), Some("evil\\n.example"));
+        assert_eq!(told[0].host.as_deref(), Some("evil\\n.example"));
     }
 
     #[test]

@@ -288,7 +288,7 @@ impl Supervisor {
         let unreported = denial.unreported + self.unheard;
         let escaped = |text: String| text::escape(text.as_bytes(), CAUSE);
         let denial =
-            Denial { why: escaped(denial.why), name: denial.name.map(escaped), unreported, ..denial };
+            Denial { why: escaped(denial.why), host: denial.host.map(escaped), unreported, ..denial };
         self.unheard = match self.news.try_send(News::Denied(denial)) {
             Ok(()) => 0,
             Err(_) => unreported + 1,
