@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// The most rules of a policy, and the most published ports of a box.
 const RULES: usize = 100_000;
 const PORTS: usize = 1024;
+/// The most name servers of a box.
+const SERVERS: usize = 8;
 
 /// The network of a box.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -316,10 +318,11 @@ pub(crate) fn resolve(
     ports: &[PortSpec],
     rate: NetworkRateLimit,
     capture: Option<&PathBuf>,
+    dns: &[SocketAddr],
 ) -> Result<Option<NetworkRecord>> {
     let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     let Some(policy) = spec.policy()? else {
-        if !ports.is_empty() || rate != NetworkRateLimit::default() || capture.is_some() {
+        if !ports.is_empty() || rate != NetworkRateLimit::default() || capture.is_some() || !dns.is_empty() {
             let error = Error::new(
                 ErrorKind::InvalidArgument,
                 "a box without a network has no ports, rates or frames",
@@ -352,8 +355,13 @@ pub(crate) fn resolve(
     if let Some(path) = capture.filter(|path| !path.is_absolute()) {
         return invalid(format!("the file for captured frames, {}, is not an absolute path", path.display()));
     }
+    if dns.len() > SERVERS {
+        return invalid(format!("a box has at most {SERVERS} name servers"));
+    }
+    let resolvers = dns.to_vec();
     let rate = control::RateLimit { tx_kbps: rate.tx_kbps, rx_kbps: rate.rx_kbps };
-    let spec = control::NetworkSpec { policy: policy.0, ports: forwards, rate, capture: capture.cloned() };
+    let capture = capture.cloned();
+    let spec = control::NetworkSpec { policy: policy.0, ports: forwards, rate, capture, resolvers };
     Ok(Some(NetworkRecord(spec)))
 }
 
@@ -387,7 +395,7 @@ mod tests {
     }
 
     fn resolved(spec: &NetworkSpec, ports: &[PortSpec]) -> Result<Option<NetworkRecord>> {
-        resolve(spec, ports, NetworkRateLimit::default(), None)
+        resolve(spec, ports, NetworkRateLimit::default(), None, &[])
     }
 
     #[test]
@@ -404,6 +412,6 @@ mod tests {
         assert!(resolved(&on, &[PortSpec::tcp(1, 0)]).is_err());
         assert!(resolved(&NetworkSpec::Disabled, &[PortSpec::tcp(1, 1)]).unwrap_err().hint().is_some());
         let relative = Some(PathBuf::from("frames.pcap"));
-        assert!(resolve(&on, &[], NetworkRateLimit::default(), relative.as_ref()).is_err());
+        assert!(resolve(&on, &[], NetworkRateLimit::default(), relative.as_ref(), &[]).is_err());
     }
 }

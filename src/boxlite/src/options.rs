@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -256,6 +257,9 @@ pub struct BoxOptions {
     /// Every frame of the box's network is written into this file, as pcap, which every tool reads. It is begun anew at each
     /// start, and grows without end. An absolute path. `None`: nowhere.
     pub network_capture: Option<PathBuf>,
+    /// The servers that are asked for names, at most 8. They are asked by the host, under the box's policy. Empty: those of
+    /// the host's `/etc/resolv.conf`.
+    pub dns: Vec<SocketAddr>,
 }
 
 impl Default for BoxOptions {
@@ -295,6 +299,7 @@ impl Default for BoxOptions {
             ports: Vec::new(),
             network_rate_limit: NetworkRateLimit::default(),
             network_capture: None,
+            dns: Vec::new(),
         }
     }
 }
@@ -352,7 +357,8 @@ impl BoxOptions {
 
 impl BoxOptions {
     pub(crate) fn network_record(&self) -> Result<Option<NetworkRecord>> {
-        resolve(&self.network, &self.ports, self.network_rate_limit, self.network_capture.as_ref())
+        let capture = self.network_capture.as_ref();
+        resolve(&self.network, &self.ports, self.network_rate_limit, capture, &self.dns)
     }
 }
 

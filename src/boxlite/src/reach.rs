@@ -69,7 +69,7 @@ impl NetworkHandle {
                 }
                 _ => {}
             }
-            let fresh = resolve(&spec, &[], NetworkRateLimit::default(), None)?;
+            let fresh = resolve(&spec, &[], NetworkRateLimit::default(), None, &[])?;
             let changed = runtime.boxes.update(&id, |record| match (&mut record.network, asked) {
                 (Some(network), Some(policy)) => network.set_policy(policy),
                 (network, _) => *network = fresh,

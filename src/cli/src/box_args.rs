@@ -1,5 +1,6 @@
 //! The part of the command line that is about boxes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,7 @@ use clap::Args;
 
 use crate::args::{DiskSize, FormatArgs, ProcessArgs, PullWhen, Size};
 use crate::mounts::{Mount, Tmpfs, Volume};
-use crate::network_args::{NetworkArgs, Ports};
+use crate::network_args::{NetworkArgs, Ports, name_server};
 use crate::time;
 
 /// What a box is to be.
@@ -86,6 +87,10 @@ pub(crate) struct BoxArgs {
     /// At most so many kilobits a second reach the box
     #[arg(long, value_name = "KBPS", default_value_t = 0, hide_default_value = true)]
     pub(crate) net_rx_kbps: u64,
+    /// Ask this server for names instead of those of the host's resolv.conf: an address, then :port if it is not 53. May be
+    /// given several times
+    #[arg(long, value_name = "SERVER", value_parser = name_server)]
+    pub(crate) dns: Vec<SocketAddr>,
     /// Write every frame of the box's network into this file, as pcap
     #[arg(long, value_name = "FILE")]
     pub(crate) net_capture: Option<PathBuf>,

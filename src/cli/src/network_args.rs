@@ -1,6 +1,6 @@
 //! The part of the command line that is about networks.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use boxlite::{NetworkPolicy, NetworkSpec, PortProtocol, PortSpec};
@@ -115,6 +115,12 @@ impl FromStr for Ports {
         };
         Ok(Self((0..=last - first).map(spec).collect()))
     }
+}
+
+/// `ADDRESS[:PORT]`
+pub(crate) fn name_server(text: &str) -> Result<SocketAddr, String> {
+    let plain = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    plain.or_else(|_| text.parse()).map_err(|_| format!("`{text}` is no address"))
 }
 
 fn range(text: &str) -> Option<(u16, u16)> {

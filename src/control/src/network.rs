@@ -21,6 +21,8 @@ pub struct NetworkSpec {
     pub rate: RateLimit,
     /// Where every frame of the link is written, in the format of pcap; an existing file is replaced.
     pub capture: Option<PathBuf>,
+    /// Where names are asked for; empty: where the host's resolv.conf says.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// What a box may reach: the first rule that fits decides, and the preset when none does.
@@ -237,8 +239,6 @@ pub struct NetConfig {
     pub network: NetworkSpec,
     /// The link.
     pub link: LinkSpec,
-    /// Where names are asked for; empty: where the host's resolv.conf says.
-    pub resolvers: Vec<SocketAddr>,
     /// Another helper had this link before, so the guest may be in the middle of a frame.
     pub resumed: bool,
 }

@@ -131,7 +131,7 @@ pub struct Agent {
 enum Machine {
     Fresh,
     Preparing,
-    Ready { hostname: String, names: Option<Names>, disks: Disks },
+    Ready { hostname: String, names: Option<Arc<Names>>, disks: Box<Disks> },
     Ended,
 }
 
@@ -156,7 +156,7 @@ pub struct Site {
     /// Where the host's volumes are.
     pub share: Option<PathBuf>,
     /// What it knows of names, if it has a network.
-    pub names: Option<Names>,
+    pub names: Option<Arc<Names>>,
 }
 
 /// A container whose first process waits for its order.
@@ -263,7 +263,10 @@ impl Agent {
         disks: Result<Disks, DiskError>,
     ) -> Result<(), DiskError> {
         let (next, result) = match disks {
-            Ok(disks) => (Machine::Ready { hostname, names, disks }, Ok(())),
+            Ok(disks) => {
+                let ready = Machine::Ready { hostname, names: names.map(Arc::new), disks: Box::new(disks) };
+                (ready, Ok(()))
+            }
             Err(error) => (Machine::Fresh, Err(error)),
         };
         locked(&self.machine, |machine| {
@@ -277,7 +280,7 @@ impl Agent {
     /// Takes the disks away from the machine, for good.
     pub fn take_disks(&self) -> Option<Disks> {
         locked(&self.machine, |machine| match std::mem::replace(machine, Machine::Ended) {
-            Machine::Ready { disks, .. } => Some(disks),
+            Machine::Ready { disks, .. } => Some(*disks),
             Machine::Fresh | Machine::Preparing | Machine::Ended => None,
         })
     }
@@ -346,7 +349,7 @@ impl Agent {
         let mounts = mounts::read(mounts, share.as_deref()).map_err(CreateError::Mount)?;
         let bundle = self.settings.run.join("bundle");
         std::fs::create_dir_all(&bundle).map_err(CreateError::Prepare)?;
-        let bound = files::write(&self.settings.run.join("etc"), &hostname, names.as_ref());
+        let bound = files::write(&self.settings.run.join("etc"), &hostname, names.as_deref());
         let bound = bound.map_err(CreateError::Prepare)?;
         if let Some(share) = &share {
             let user = launch::identity(&main.user, &Root::open(&root).map_err(CreateError::Prepare)?);

@@ -102,7 +102,7 @@ fn prepare(link: OwnedFd, input: &mut impl Read) -> Result<Prepared, ServeError>
     if config.version != VERSION {
         return Err(ServeError::Version(config.version));
     }
-    let NetConfig { network, link: spec, resolvers, resumed, .. } = config;
+    let NetConfig { network, link: spec, resumed, .. } = config;
     let listeners = publish::bind(&network.ports)?;
     let ports = listeners.iter().map(|listener| listener.forward).collect();
     let capture = network.capture.as_ref().map(|path| {
@@ -114,7 +114,8 @@ fn prepare(link: OwnedFd, input: &mut impl Read) -> Result<Prepared, ServeError>
     let told = Arc::clone(&denials);
     let on_denied =
         Box::new(move |name: &str, why| told.tell(None::<NetworkProtocol>, None, Some(name), why));
-    let resolver = Resolver::start(&resolvers, Arc::clone(&rules), on_denied).map_err(ServeError::Prepare)?;
+    let resolver =
+        Resolver::start(&network.resolvers, Arc::clone(&rules), on_denied).map_err(ServeError::Prepare)?;
     let (commander, orders) = orders::pair().map_err(ServeError::Prepare)?;
     let mut link = Link::new(link, resumed.then_some(spec.guest_mac));
     link.outbox.capture = capture.transpose()?;

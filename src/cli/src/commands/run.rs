@@ -182,6 +182,7 @@ fn options(args: BoxArgs) -> Result<BoxOptions, Failure> {
     };
     options.ports = args.publish.into_iter().flat_map(|ports| ports.0).collect();
     options.network_rate_limit = NetworkRateLimit { tx_kbps: args.net_tx_kbps, rx_kbps: args.net_rx_kbps };
+    options.dns = args.dns;
     let capture = args.net_capture.map(std::path::absolute).transpose();
     options.network_capture =
         capture.map_err(|error| Failure::Told(format!("the file for captured frames: {error}")))?;

@@ -58,7 +58,7 @@ impl Guest for Service {
             ));
         }
         let network = request.network.as_ref().map(Network::read).transpose();
-        let network = network.map_err(|error| invalid(&error.to_string()))?;
+        let network = network.map_err(|error| invalid(error.to_string()))?;
         self.agent.claim_machine().map_err(out_of_order)?;
         let agent = Arc::clone(&self.agent);
         // A task of its own, so that a client that goes away leaves no half of it; a thread of its own, because mounting

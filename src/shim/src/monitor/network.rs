@@ -82,7 +82,6 @@ impl Network {
             box_id: box_id.to_owned(),
             network: spec.clone(),
             link: link.clone(),
-            resolvers: Vec::new(),
             resumed: false,
         };
         let end = OwnedFd::from(ours);
