@@ -34,7 +34,7 @@ WITHOUT_VM = {"architecture"}
 # Tests that the krun lane need not repeat: of the vsock device, where libkrun brings its own; of images and of the store,
 # which no engine is asked about; and those that boot a hundred boxes to try the host's side of their lives.
 QEMU_ALONE = {
-    "vsock", "images", "image_faults", "image_policy", "power", "fault_steps", "together", "bytes",
+    "vsock", "images", "image_faults", "image_policy", "power", "fault_steps", "together", "bytes", "network_policy",
 }
 
 # Tests of the command line, the library, the monitor and the agent, for which both engines are one: krun-all repeats them,

@@ -74,7 +74,7 @@ fn bytes_go_through_both_protocols_and_both_families_as_they_are() {
     let (tcp4, udp4) = (mirror("127.0.0.1"), udp_mirror("127.0.0.1"));
     let (tcp6, udp6) = (mirror("::1"), udp_mirror("::1"));
     story
-        .boxlite(["run", "-d", "--name", "b", "--network", "all", "python", "sleep", "1000"])
+        .boxlite(["run", "-d", "--name", "b", "--network", "all", "python:3", "sleep", "1000"])
         .run()
         .success();
     let talk = |host: &str, tcp: u16, udp: u16| {
@@ -141,7 +141,8 @@ while True: threading.Thread(target=serve, args=(t.accept()[0],)).start()
 "#;
 
 fn address_of(story: &Story, port: &str) -> SocketAddr {
-    story.boxlite(["port", "b", port]).run().success().out().trim().parse().unwrap()
+    let told = story.boxlite(["port", "b", port]).run().success().out();
+    told.lines().next().unwrap().parse().unwrap()
 }
 
 fn mirrored(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
@@ -160,7 +161,7 @@ fn published_ports_lead_into_the_box_as_long_as_it_runs() {
     let story = Story::empty();
     story.load("python.oci.tar");
     let publish = ["run", "-d", "--name", "b", "-p", "8000", "-p", "[::1]:0:8000", "-p", "0:8000/udp"];
-    story.boxlite(publish).args(["python", "python3", "-c", SERVER]).run().success();
+    story.boxlite(publish).args(["python:3", "python3", "-c", SERVER]).run().success();
     eventually("the server listens", PATIENCE, || {
         story.boxlite(["logs", "b"]).run().out().contains("listening")
     });
@@ -189,9 +190,10 @@ fn published_ports_lead_into_the_box_as_long_as_it_runs() {
 
     // A port that is taken is an error before anything boots, and leaves nothing.
     let taken = tcp.port().to_string();
-    let second =
-        story.boxlite(["run", "-d", "--name", "c", "-p", &format!("{taken}:80"), "python", "true"]).run();
-    second.code(125);
+    let second = story
+        .boxlite(["run", "-d", "--name", "c", "-p", &format!("{taken}:80"), "python:3", "true"])
+        .run()
+        .code(125);
     assert!(second.err().contains(&format!("cannot listen at 127.0.0.1:{taken}/tcp")), "{}", second.err());
     assert!(!second.err().contains("console"), "{}", second.err());
 
@@ -205,7 +207,7 @@ fn a_box_gets_its_network_back_when_its_process_is_killed() {
     story.load("python.oci.tar");
     let port = mirror("127.0.0.1");
     let publish = ["run", "-d", "--name", "b", "--network", "all", "-p", "8000"];
-    story.boxlite(publish).args(["python", "python3", "-c", SERVER]).run().success();
+    story.boxlite(publish).args(["python:3", "python3", "-c", SERVER]).run().success();
     eventually("the server listens", PATIENCE, || {
         story.boxlite(["logs", "b"]).run().out().contains("listening")
     });

@@ -312,14 +312,14 @@ impl Connection {
             }
         }
         let moved = match self.gate {
-            None => self.to_host()?,
-            Some(_) => self.to_host_through_gate(judge)?,
+            None => self.give_host()?,
+            Some(_) => self.give_host_judged(judge)?,
         };
         self.end_towards_host()?;
-        Ok(moved + self.to_guest(left)?)
+        Ok(moved + self.give_guest(left)?)
     }
 
-    fn to_host(&mut self) -> Result<usize, Turn> {
+    fn give_host(&mut self) -> Result<usize, Turn> {
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
         let mut moved = 0;
         while self.writable && socket.can_recv() {
@@ -339,7 +339,7 @@ impl Connection {
         Ok(moved)
     }
 
-    fn to_host_through_gate(&mut self, judge: Judge<'_>) -> Result<usize, Turn> {
+    fn give_host_judged(&mut self, judge: Judge<'_>) -> Result<usize, Turn> {
         let Some(gate) = &mut self.gate else { return Ok(0) };
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
         let mut taken = 0;
@@ -399,7 +399,7 @@ impl Connection {
         self.host.shutdown(Shutdown::Write).or(Ok(()))
     }
 
-    fn to_guest(&mut self, left: usize) -> Result<usize, Turn> {
+    fn give_guest(&mut self, left: usize) -> Result<usize, Turn> {
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
         let mut moved = 0;
         while self.readable && !self.host_ended && moved < left && socket.can_send() {

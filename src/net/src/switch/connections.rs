@@ -47,9 +47,8 @@ impl Switch {
                 return;
             }
         };
-        let opened = tcp::connect(self.real(ends.peer)).map_err(|error| {
-            tcp::refuse(packet.whole, &self.spec, &mut self.link.outbox, &error);
-            error
+        let opened = tcp::connect(self.real(ends.peer)).inspect_err(|error| {
+            tcp::refuse(packet.whole, &self.spec, &mut self.link.outbox, error);
         });
         let opened = opened.and_then(|host| {
             Connection::outbound(host, ends, packet.whole, gate, self.buffer(), &self.spec, now)
