@@ -358,9 +358,12 @@ impl Connection {
         }
         let end = has_ended(socket);
         let stated = &mut self.stated;
+        // What was allowed once stays so for this connection: the name may not be known any more by its next request.
         let mut recorded = |what: &Stated| {
-            judge(what)?;
-            *stated = Some(what.clone());
+            if stated.as_ref() != Some(what) {
+                judge(what)?;
+                *stated = Some(what.clone());
+            }
             Ok(())
         };
         loop {

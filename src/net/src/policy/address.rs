@@ -1,257 +1,338 @@
-//! What kind of address an address is.
-//!
-//! IPv6 has several ways to write an IPv4 address, and networks that translate them back. So each address is looked at in
-//! all of its forms: one that is private in one form is private.
+//! What kind of address it is, and which other addresses it is a way to write.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use boxlite_control::LinkSpec;
-
-/// Blocks of IPv4 that are not the public Internet: the IANA registry of special-purpose addresses (RFC 6890 and its
-/// followers), multicast (RFC 5771) and class E.
-const SPECIAL4: &[(Ipv4Addr, u8)] = &[
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 31, 196, 0), 24),
-    (Ipv4Addr::new(192, 52, 193, 0), 24),
-    (Ipv4Addr::new(192, 88, 99, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(192, 175, 48, 0), 24),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
-    // Clouds serve their machines' secrets here, though the address is a public one (Azure's wire server).
-    (Ipv4Addr::new(168, 63, 129, 16), 32),
-];
-
-/// Blocks of 2000::/3 that are not the public Internet (the IANA registry of special-purpose addresses). Everything outside
-/// of 2000::/3 is not, either.
-const SPECIAL6: &[(Ipv6Addr, u8)] = &[
-    // Protocol assignments, Teredo, benchmarking and ORCHID among them.
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
-    // 6to4: a relay would take the packet to the IPv4 address in it.
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
-    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
-];
-
-/// Whether the first `prefix` bits are the same.
-pub(super) fn in_block(address: IpAddr, block: IpAddr, prefix: u8) -> bool {
-    match (address, block) {
-        (IpAddr::V4(address), IpAddr::V4(block)) => mask4(address, prefix) == mask4(block, prefix),
-        (IpAddr::V6(address), IpAddr::V6(block)) => mask6(address, prefix) == mask6(block, prefix),
-        _ => false,
-    }
+/// Who can be at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// A host of the public Internet.
+    Public,
+    /// A host of some network: private, link-local, for documentation, reserved, or of a cloud's metadata.
+    Private,
+    /// No host that a guest may mean, whatever the rules are, and why.
+    Never(&'static str),
 }
 
-/// The address with only its first bits.
-pub(super) fn mask(address: IpAddr, prefix: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(address) => Ipv4Addr::from(mask4(address, prefix)).into(),
-        IpAddr::V6(address) => Ipv6Addr::from(mask6(address, prefix)).into(),
-    }
+/// An address as it is judged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address {
+    key: IpAddr,
+    class: Class,
+    same: [Option<IpAddr>; 2],
+    within: [Option<IpAddr>; 2],
 }
 
-fn mask4(address: Ipv4Addr, prefix: u8) -> u32 {
-    let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix.into())).unwrap_or(0);
-    u32::from(address) & mask
-}
-
-fn mask6(address: Ipv6Addr, prefix: u8) -> u128 {
-    let mask = u128::MAX.checked_shl(128_u32.saturating_sub(prefix.into())).unwrap_or(0);
-    u128::from(address) & mask
-}
-
-/// The IPv4 address that an IPv6 address stands for, if it stands for one.
-pub(super) fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d, e, f, g, h] = address.segments();
-    let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
-    match (a, b, c, d, e, f) {
-        // Mapped and compatible (RFC 4291, 2.5.5), translated (RFC 2765).
-        (0, 0, 0, 0, 0, 0xffff | 0) | (0, 0, 0, 0, 0xffff, 0) => Some(of(g, h)),
-        // The well-known prefix of NAT64 (RFC 6052).
-        (0x64, 0xff9b, 0, 0, 0, 0) => Some(of(g, h)),
-        // 6to4 (RFC 3056).
-        (0x2002, ..) => Some(of(b, c)),
-        // Teredo (RFC 4380, 4): the client's address, inverted.
-        (0x2001, 0, ..) => Some(of(!g, !h)),
-        _ => None,
-    }
-}
-
-/// The address, and the IPv4 address that it stands for.
-pub(super) fn forms(address: IpAddr) -> (IpAddr, Option<IpAddr>) {
-    match address {
-        IpAddr::V4(_) => (address, None),
-        IpAddr::V6(v6) => (address, embedded(v6).map(IpAddr::V4)),
-    }
-}
-
-/// Whether it belongs to the public Internet.
-pub(crate) fn is_public(address: IpAddr, link: &LinkSpec) -> bool {
-    let one = |address: IpAddr| match address {
-        IpAddr::V4(_) => !link.has(address) && !special(address, SPECIAL4),
-        IpAddr::V6(v6) => {
-            // NAT64's prefix lies outside of what is assigned, and takes a packet to the public IPv4 Internet all the same.
-            let translated = mask6(v6, 96) == u128::from(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0));
-            let mapped = v6.to_ipv4_mapped().is_some();
-            let global = v6.segments()[0] & 0xe000 == 0x2000 && !special(address, SPECIAL6);
-            !link.has(address) && (global || translated || mapped)
+impl Address {
+    pub(super) fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::plain(address.into(), class4(address)),
+            IpAddr::V6(address) => Self::of6(address),
         }
-    };
-    let (first, second) = forms(address);
-    one(first) && second.is_none_or(one)
-}
+    }
 
-fn special<A: Copy + Into<IpAddr>>(address: IpAddr, blocks: &[(A, u8)]) -> bool {
-    blocks.iter().any(|(block, prefix)| in_block(address, (*block).into(), *prefix))
-}
-
-/// Whether no rule can allow it: it is nobody's address, or that of a machine that packets never leave.
-pub(super) fn is_nowhere(address: IpAddr) -> bool {
-    let one = |address: IpAddr| match address {
-        IpAddr::V4(v4) => {
-            v4.octets()[0] == 0 || v4.is_loopback() || v4.is_multicast() || v4 == Ipv4Addr::BROADCAST
+    fn of6(address: Ipv6Addr) -> Self {
+        let [.., a, b, c, d] = address.octets();
+        let low = Ipv4Addr::new(a, b, c, d);
+        let own = IpAddr::V6(address);
+        match address.segments() {
+            // IPv4-mapped: the kernel takes it for the IPv4 address.
+            [0, 0, 0, 0, 0, 0xffff, ..] => {
+                let key = IpAddr::V4(low);
+                Self { key, class: class4(low), same: [Some(key), None], within: [Some(own), None] }
+            }
+            // IPv4-translated, and NAT64: a translator makes the IPv4 address of it.
+            [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+                let key = IpAddr::V4(low);
+                Self { key, class: class4(low), same: [Some(own), Some(key)], within: [None; 2] }
+            }
+            // IPv4-compatible, and NAT64 with a prefix of the local network.
+            [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] => {
+                Self::plain(own, class6(address)).with_within([Some(low), None])
+            }
+            // 6to4: the router of the network.
+            [0x2002, ..] => {
+                let [_, _, a, b, c, d, ..] = address.octets();
+                Self::plain(own, Class::Public).with_within([Some(Ipv4Addr::new(a, b, c, d)), None])
+            }
+            // Teredo: the server, and the client with its bits flipped.
+            [0x2001, 0, ..] => {
+                let [_, _, _, _, a, b, c, d, ..] = address.octets();
+                let client = Ipv4Addr::from(!u32::from(low));
+                Self::plain(own, Class::Public).with_within([Some(Ipv4Addr::new(a, b, c, d)), Some(client)])
+            }
+            _ => Self::plain(own, class6(address)),
         }
-        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_loopback() || v6.is_multicast(),
-    };
-    let (first, second) = forms(address);
-    one(first) || second.is_some_and(one)
+    }
+
+    fn plain(address: IpAddr, class: Class) -> Self {
+        Self { key: address, class, same: [Some(address), None], within: [None; 2] }
+    }
+
+    fn with_within(self, within: [Option<Ipv4Addr>; 2]) -> Self {
+        let class = within.iter().flatten().map(|address| class4(*address)).fold(self.class, Class::max);
+        Self { class, within: within.map(|address| address.map(IpAddr::V4)), ..self }
+    }
+
+    /// The one spelling of the host, by which names are bound to it.
+    pub(super) fn key(&self) -> IpAddr {
+        self.key
+    }
+
+    /// The worst of what it is and what is in it.
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
+    /// What it is another spelling of, itself included: rules about those are about it.
+    pub(super) fn same(&self) -> impl Iterator<Item = IpAddr> {
+        self.same.into_iter().flatten()
+    }
+
+    /// What else is in it: a rule that denies one of those denies it, and no rule that allows one allows it.
+    pub(super) fn within(&self) -> impl Iterator<Item = IpAddr> {
+        self.within.into_iter().flatten()
+    }
+}
+
+const UNSPECIFIED: Class = Class::Never("no address of a host");
+const LOOPBACK: Class = Class::Never("a loopback address");
+const MULTICAST: Class = Class::Never("a multicast address");
+const BROADCAST: Class = Class::Never("a broadcast address");
+
+/// The registry of special-purpose IPv4 addresses (RFC 6890 and what came after it), and metadata servers.
+fn class4(address: Ipv4Addr) -> Class {
+    match address.octets() {
+        [0, ..] => UNSPECIFIED,
+        [127, ..] => LOOPBACK,
+        [224..=239, ..] => MULTICAST,
+        [255, 255, 255, 255] => BROADCAST,
+        [10, ..]
+        | [100, 64..=127, ..]
+        | [169, 254, ..]
+        | [172, 16..=31, ..]
+        | [192, 0, 0 | 2, _]
+        | [192, 88, 99, _]
+        | [192, 168, ..]
+        | [198, 18 | 19, ..]
+        | [198, 51, 100, _]
+        | [203, 0, 113, _]
+        | [240..=255, ..] => Class::Private,
+        // The wire server of Azure, which every virtual machine there reaches, although it looks public.
+        [168, 63, 129, 16] => Class::Private,
+        _ => Class::Public,
+    }
+}
+
+/// The registry of special-purpose IPv6 addresses. Only 2000::/3 is handed out as public, and not all of that.
+fn class6(address: Ipv6Addr) -> Class {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0] => UNSPECIFIED,
+        [0, 0, 0, 0, 0, 0, 0, 1] => LOOPBACK,
+        [0xff00..=0xffff, ..] => MULTICAST,
+        // Of 2001::/23, for protocols of the IETF, these are reachable from everywhere: anycast of PCP, TURN and SRP,
+        // AMT, AS112, ORCHIDv2, and DRIP.
+        [0x2001, 1, 0, 0, 0, 0, 0, 1..=3]
+        | [0x2001, 3, ..]
+        | [0x2001, 4, 0x112, ..]
+        | [0x2001, 0x20..=0x3f, ..] => Class::Public,
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Class::Private,
+        [0x2000..=0x3fff, ..] => Class::Public,
+        _ => Class::Private,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn public(text: &str) -> bool {
-        is_public(text.parse().unwrap(), &LinkSpec::default())
+    fn class(text: &str) -> Class {
+        Address::of(text.parse().unwrap()).class()
     }
 
     #[test]
     fn the_public_internet_is_public() {
         for text in [
             "1.1.1.1",
-            "8.8.8.8",
-            "93.184.216.34",
+            "9.255.255.255",
+            "11.0.0.0",
             "100.63.255.255",
             "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
             "172.15.255.255",
             "172.32.0.0",
+            "192.0.1.0",
+            "192.0.3.0",
+            "192.88.98.255",
+            "192.88.100.0",
             "192.167.255.255",
+            "192.169.0.0",
             "198.17.255.255",
             "198.20.0.0",
+            "198.51.99.255",
+            "203.0.114.0",
             "223.255.255.255",
-            "2600::1",
+            "168.63.129.15",
+            "168.63.129.17",
+            "192.31.196.1",
+            "192.175.48.1",
+            "2000::",
+            "2606:4700::1111",
+            "2001:200::",
             "2001:4860:4860::8888",
-            "2a00::1",
+            "2001:1::1",
+            "2001:1::3",
+            "2001:3::1",
+            "2001:4:112::1",
+            "2001:20::",
+            "2001:3f:ffff::",
+            "2001:db7::",
+            "2001:db9::",
+            "2003::",
+            "2620:4f:8000::1",
+            "3ffe::1",
+            "3fff:1000::",
             "::ffff:1.1.1.1",
+            "::ffff:0:1.1.1.1",
             "64:ff9b::1.1.1.1",
+            "2002:101:101::1",
+            "2001:0:101:101::fefe:fefe",
         ] {
-            assert!(public(text), "{text}");
+            assert_eq!(class(text), Class::Public, "{text}");
         }
     }
 
     #[test]
-    fn everything_special_is_not_in_any_form() {
-        let special = [
-            "0.0.0.0",
-            "0.1.2.3",
-            "10.0.0.1",
-            "100.64.0.1",
+    fn what_is_registered_for_something_else_is_not_public() {
+        for text in [
+            "10.0.0.0",
+            "10.255.255.255",
+            "100.64.0.0",
+            "100.127.255.255",
             "100.100.100.200",
-            "127.0.0.1",
+            "169.254.0.0",
             "169.254.169.254",
-            "172.16.0.1",
+            "172.16.0.0",
             "172.31.255.255",
-            "192.0.0.1",
+            "192.0.0.0",
+            "192.0.0.9",
+            "192.0.0.192",
             "192.0.2.1",
             "192.88.99.1",
-            "192.168.1.1",
-            "198.18.0.1",
+            "192.168.0.0",
+            "198.18.0.0",
+            "198.19.255.255",
             "198.51.100.1",
             "203.0.113.1",
-            "224.0.0.1",
-            "239.255.255.255",
-            "240.0.0.1",
-            "255.255.255.255",
+            "240.0.0.0",
+            "255.255.255.254",
             "168.63.129.16",
-        ];
-        for text in special {
-            assert!(!public(text), "{text}");
-            for prefix in ["::ffff:", "::", "::ffff:0:", "64:ff9b::", "64:ff9b:1::"] {
-                assert!(!public(&format!("{prefix}{text}")), "{prefix}{text}");
-            }
-            let [a, b, c, d] = text.parse::<Ipv4Addr>().unwrap().octets();
-            let six_to_four = format!("2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1");
-            assert!(!public(&six_to_four), "{six_to_four}");
-        }
-        for text in [
-            "::",
-            "::1",
-            "::1.1.1.1",
+            "64:ff9b:1::101:101",
+            "100::1",
+            "100:0:0:1::1",
+            "1fff::",
+            "4000::",
+            "2001:1::",
+            "2001:1::4",
+            "2001:2::1",
+            "2001:4:111::1",
+            "2001:10::1",
+            "2001:1f:ffff::",
+            "2001:40::",
+            "2001:1ff::",
+            "2001:db8::1",
+            "3fff::1",
+            "3fff:fff::1",
+            "5f00::1",
             "fc00::1",
             "fd00:ec2::254",
+            "fd20:ce::254",
             "fe80::1",
+            "febf::1",
             "fec0::1",
-            "ff02::1",
-            "2001:db8::1",
-            "2001::1",
-            "2001:10::1",
-            "2001:20::1",
-            "3fff::1",
-            "100::1",
-            "5f00::1",
-            "64:ff9b:1::1.1.1.1",
-            "2002:101:101::1",
-            "192.168.127.254",
-            "fd00:b0:c51:17e0::fe",
-            "4000::1",
+            "feff::1",
+            "::1.1.1.1",
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:0:10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:0:0:1::1",
+            "2002:a00:1::1",
+            "2002:a9fe:a9fe::",
+            "2001:0:a00:1::fefe:fefe",
+            "2001:0:101:101::f5ff:fffe",
         ] {
-            assert!(!public(text), "{text}");
+            assert_eq!(class(text), Class::Private, "{text}");
         }
     }
 
     #[test]
-    fn nobody_is_at_these_addresses_in_any_form() {
+    fn what_is_no_other_host_is_that_in_every_spelling() {
         for text in [
             "0.0.0.0",
-            "0.0.0.1",
+            "0.1.2.3",
             "127.0.0.1",
-            "127.255.0.1",
-            "224.0.0.251",
+            "127.255.255.255",
+            "224.0.0.1",
+            "239.255.255.255",
             "255.255.255.255",
             "::",
             "::1",
-            "ff02::fb",
-            "::ffff:127.0.0.1",
+            "ff02::1",
+            "ff0e::1",
+            "ffff::",
             "::ffff:0.0.0.0",
-            "64:ff9b::7f00:1",
-            "2002:7f00:1::",
+            "::ffff:127.0.0.1",
+            "::ffff:255.255.255.255",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::224.0.0.1",
+            "64:ff9b:1::127.0.0.1",
+            "::127.0.0.1",
+            "2002:7f00:1::1",
+            "2002:e000:1::",
+            "2001:0:7f00:1::fefe:fefe",
+            "2001:0:101:101::80ff:fffe",
         ] {
-            assert!(is_nowhere(text.parse().unwrap()), "{text}");
-        }
-        for text in ["10.0.0.1", "1.1.1.1", "fe80::1", "169.254.169.254"] {
-            assert!(!is_nowhere(text.parse().unwrap()), "{text}");
+            assert!(matches!(class(text), Class::Never(_)), "{text}");
         }
     }
 
     #[test]
-    fn blocks_have_both_of_their_ends() {
-        let is = |address: &str, block: &str, prefix| {
-            in_block(address.parse().unwrap(), block.parse().unwrap(), prefix)
-        };
-        assert!(is("10.255.255.255", "10.0.0.0", 8) && !is("11.0.0.0", "10.0.0.0", 8));
-        assert!(is("1.2.3.4", "9.9.9.9", 0) && is("1.2.3.4", "1.2.3.4", 32) && !is("1.2.3.5", "1.2.3.4", 32));
-        assert!(is("2600::ffff", "2600::", 112) && !is("2600::1:0", "2600::", 112));
-        assert!(!is("::1", "0.0.0.0", 0));
+    fn spellings_of_one_host_have_one_key() {
+        let key = |text: &str| Address::of(text.parse().unwrap()).key().to_string();
+        for text in ["192.0.2.7", "::ffff:192.0.2.7", "::ffff:0:192.0.2.7", "64:ff9b::192.0.2.7"] {
+            assert_eq!(key(text), "192.0.2.7");
+        }
+        for text in ["64:ff9b:1::c000:207", "::c000:207", "2002:c000:207::1", "2001:db8::c000:207"] {
+            assert_ne!(key(text), "192.0.2.7");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_an_address_is_better_than_the_address(bits: u32, rest: u64) {
+            let plain = Ipv4Addr::from(bits);
+            let class = class4(plain);
+            let [bits, rest] = [u128::from(bits), u128::from(rest)];
+            let mapped = [0xffff_u128 << 32, 0xffff_u128 << 48, 0x64_ff9b_u128 << 96].map(|prefix| prefix | bits);
+            for bits in mapped {
+                prop_assert_eq!(Address::of(Ipv6Addr::from(bits).into()).class(), class);
+            }
+            let flipped = bits ^ 0xffff_ffff;
+            for bits in [
+                bits,
+                0x64_ff9b_0001 << 80 | bits,
+                0x2002 << 112 | bits << 80 | rest,
+                0x2001_0000 << 96 | bits << 64 | rest,
+                0x2001_0000 << 96 | 0x0101_0101 << 64 | flipped,
+            ] {
+                prop_assert!(Address::of(Ipv6Addr::from(bits).into()).class() >= class);
+            }
+        }
     }
 }

@@ -5,124 +5,207 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The most addresses, and the most names of one.
+use super::address::Address;
+use super::names::{MAX_NAME, plain};
+
+/// The most addresses that are known.
 const ADDRESSES: usize = 65_536;
+/// The most names of one address.
 const NAMES: usize = 32;
-/// A program looks a name up, and connects a while later, whatever the lifetime of the answer.
+/// The most names of all addresses together. With the length of a name it bounds the memory: some 50 MB.
+const ALL_NAMES: usize = 2 * ADDRESSES;
+/// The shortest life: programs connect a while after they have asked.
 const SHORTEST: Duration = Duration::from_secs(30);
+/// The longest life.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Names that have led to addresses, and until when that counts.
+/// Which names have led to which addresses, and until when.
+///
+/// There are at most 65,536 addresses with at most 32 names each, and 131,072 names altogether. When one too many comes,
+/// those that end the soonest go.
 #[derive(Debug, Default)]
 pub struct Bindings {
-    addresses: HashMap<IpAddr, Bound>,
-    /// The addresses by the end of their last name.
-    ends: BTreeSet<(Instant, IpAddr)>,
+    /// The names of an address, the one that was bound last at the end. None of the lists is empty.
+    names: HashMap<IpAddr, Vec<Binding>>,
+    /// The same bindings, by their ends.
+    ends: BTreeSet<(Instant, IpAddr, Arc<str>)>,
 }
 
 #[derive(Debug)]
-struct Bound {
-    /// The one that was bound last is the last one.
-    names: Vec<(Arc<str>, Instant)>,
-    ends: Instant,
+struct Binding {
+    name: Arc<str>,
+    end: Instant,
 }
 
 impl Bindings {
-    /// The name has led to the address, for this long: at least half a minute, at most a day. An end that is further away
-    /// already stays.
+    /// The name has led to the address, for this long: but for 30 s at least, and for a day at most. What is bound already
+    /// is bound for longer, never for shorter.
     pub fn bind(&mut self, name: &str, address: IpAddr, lifetime: Duration, now: Instant) {
-        let address = address.to_canonical();
-        let end = now + lifetime.clamp(SHORTEST, LONGEST);
-        if !self.addresses.contains_key(&address) {
-            self.make_room(now);
+        let name = plain(name);
+        if name.len() > MAX_NAME {
+            return;
         }
-        let bound = self.addresses.entry(address).or_insert_with(|| Bound { names: Vec::new(), ends: end });
-        self.ends.remove(&(bound.ends, address));
-        bound.names.retain(|(_, ends)| *ends > now);
-        let known = bound.names.iter().position(|(known, _)| **known == *name);
-        let entry = match known {
-            Some(at) => {
-                let (name, ends) = bound.names.remove(at);
-                (name, ends.max(end))
-            }
-            None => (Arc::from(name), end),
+        let address = Address::of(address).key();
+        let lifetime = lifetime.clamp(SHORTEST, LONGEST);
+        let end = now.checked_add(lifetime).unwrap_or(now);
+        self.forget_ended(now);
+        let binding = match self.take(address, &name) {
+            Some(old) => Binding { end: old.end.max(end), name: old.name },
+            None => Binding { end, name: Arc::from(&*name) },
         };
-        if bound.names.len() >= NAMES {
-            bound.names.remove(0);
-        }
-        bound.names.push(entry);
-        bound.ends = bound.names.iter().map(|(_, ends)| *ends).max().unwrap_or(end);
-        self.ends.insert((bound.ends, address));
-    }
-
-    /// The names that have led to the address, the last one first.
-    pub fn names(&self, address: IpAddr, now: Instant) -> impl Iterator<Item = &str> {
-        let bound = self.addresses.get(&address.to_canonical());
-        let names = bound.into_iter().flat_map(|bound| bound.names.iter().rev());
-        names.filter(move |(_, ends)| *ends > now).map(|(name, _)| &**name)
+        self.make_room(address);
+        self.ends.insert((binding.end, address, Arc::clone(&binding.name)));
+        self.names.entry(address).or_default().push(binding);
     }
 
     /// The name that has led to the address last, for people to read.
     pub fn name_of(&self, address: IpAddr, now: Instant) -> Option<&str> {
-        self.names(address, now).next()
+        self.names_of(Address::of(address).key(), now).next_back()
     }
 
-    fn make_room(&mut self, now: Instant) {
-        while let Some((ends, address)) = self.ends.first().copied() {
-            if ends > now && self.addresses.len() < ADDRESSES {
-                return;
-            }
-            self.ends.remove(&(ends, address));
-            self.addresses.remove(&address);
+    /// The names that lead to the address, which is a [key](Address::key).
+    pub(super) fn names_of(
+        &self,
+        key: IpAddr,
+        now: Instant,
+    ) -> impl DoubleEndedIterator<Item = &str> + Clone {
+        let names = self.names.get(&key).map(Vec::as_slice).unwrap_or_default();
+        names.iter().filter(move |binding| now < binding.end).map(|binding| &*binding.name)
+    }
+
+    fn forget_ended(&mut self, now: Instant) {
+        while self.ends.first().is_some_and(|(end, ..)| *end <= now) {
+            self.forget_first();
         }
+    }
+
+    /// Forgets the binding that ends the soonest.
+    fn forget_first(&mut self) {
+        if let Some((_, address, name)) = self.ends.pop_first() {
+            self.take(address, &name);
+        }
+    }
+
+    fn make_room(&mut self, address: IpAddr) {
+        if let Some(names) = self.names.get(&address).filter(|names| names.len() >= NAMES) {
+            let first = names.iter().min_by_key(|binding| binding.end).map(|first| Arc::clone(&first.name));
+            if let Some(name) = first {
+                self.take(address, &name);
+            }
+        }
+        while self.ends.len() >= ALL_NAMES
+            || self.names.len() >= ADDRESSES && !self.names.contains_key(&address)
+        {
+            self.forget_first();
+        }
+    }
+
+    /// Takes a binding out.
+    fn take(&mut self, address: IpAddr, name: &str) -> Option<Binding> {
+        let names = self.names.get_mut(&address)?;
+        let at = names.iter().position(|binding| &*binding.name == name)?;
+        let binding = names.remove(at);
+        if names.is_empty() {
+            self.names.remove(&address);
+        }
+        self.ends.remove(&(binding.end, address, Arc::clone(&binding.name)));
+        Some(binding)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
+    const MINUTE: Duration = Duration::from_secs(60);
 
-    fn names(bindings: &Bindings, now: Instant) -> Vec<&str> {
-        bindings.names(A, now).collect()
+    fn address(number: u32) -> IpAddr {
+        Ipv4Addr::from(number).into()
+    }
+
+    fn names(bindings: &Bindings, number: u32, now: Instant) -> Vec<&str> {
+        bindings.names_of(address(number), now).collect()
     }
 
     #[test]
-    fn a_binding_lasts_as_long_as_its_answer_and_half_a_minute_at_least() {
-        let (mut bindings, start) = (Bindings::default(), Instant::now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        bindings.bind("short.example", A, Duration::ZERO, start);
-        bindings.bind("long.example", A, Duration::from_secs(100), start);
-        assert_eq!(names(&bindings, after(29)), ["long.example", "short.example"]);
-        assert_eq!(names(&bindings, after(99)), ["long.example"]);
-        assert_eq!(names(&bindings, after(100)), [""; 0]);
-        // A shorter answer does not take back what a longer one has said.
-        bindings.bind("long.example", A, Duration::ZERO, after(50));
-        assert_eq!(names(&bindings, after(99)), ["long.example"]);
-    }
-
-    #[test]
-    fn an_ipv4_address_is_the_same_when_it_is_mapped() {
+    fn a_binding_lives_for_half_a_minute_to_a_day() {
         let (mut bindings, now) = (Bindings::default(), Instant::now());
-        bindings.bind("a.example", "::ffff:1.2.3.4".parse().unwrap(), Duration::ZERO, now);
-        assert_eq!(bindings.name_of(A, now), Some("a.example"));
+        bindings.bind("short.example", address(1), Duration::ZERO, now);
+        bindings.bind("long.example", address(1), Duration::MAX, now);
+        assert_eq!(names(&bindings, 1, now + Duration::from_secs(29)), ["short.example", "long.example"]);
+        assert_eq!(names(&bindings, 1, now + Duration::from_secs(30)), ["long.example"]);
+        assert_eq!(names(&bindings, 1, now + LONGEST), Vec::<&str>::new());
     }
 
     #[test]
-    fn a_flood_of_answers_is_bounded_and_the_newest_stay() {
+    fn a_binding_is_never_shortened() {
         let (mut bindings, now) = (Bindings::default(), Instant::now());
-        for number in 0..70_000_u32 {
-            let address = std::net::Ipv4Addr::from(number).into();
-            bindings.bind("a.example", address, Duration::from_secs(60 + u64::from(number)), now);
-        }
-        assert_eq!((bindings.addresses.len(), bindings.ends.len()), (ADDRESSES, ADDRESSES));
-        assert_eq!(bindings.name_of(std::net::Ipv4Addr::from(69_999).into(), now), Some("a.example"));
-        assert_eq!(bindings.name_of(std::net::Ipv4Addr::from(0).into(), now), None);
+        bindings.bind("a.example", address(1), 10 * MINUTE, now);
+        bindings.bind("a.example", address(1), MINUTE, now + MINUTE);
+        assert_eq!(names(&bindings, 1, now + 9 * MINUTE), ["a.example"]);
+        bindings.bind("a.example", address(1), 10 * MINUTE, now + 9 * MINUTE);
+        assert_eq!(names(&bindings, 1, now + 18 * MINUTE), ["a.example"]);
+        assert_eq!(bindings.ends.len(), 1);
+    }
+
+    #[test]
+    fn the_name_for_people_is_the_last_one_that_led_there() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
+        assert_eq!(bindings.name_of(address(1), now), None);
+        bindings.bind("a.example", address(1), 5 * MINUTE, now);
+        bindings.bind("B.Example.", address(1), MINUTE, now);
+        assert_eq!(bindings.name_of(address(1), now), Some("b.example"));
+        assert_eq!(bindings.name_of(address(1), now + 2 * MINUTE), Some("a.example"));
+        bindings.bind("a.example", address(1), MINUTE, now);
+        assert_eq!(bindings.name_of(address(1), now), Some("a.example"));
+    }
+
+    #[test]
+    fn an_address_is_known_in_each_of_its_spellings() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
+        bindings.bind("a.example", "64:ff9b::1.2.3.4".parse().unwrap(), MINUTE, now);
+        assert_eq!(bindings.name_of("1.2.3.4".parse().unwrap(), now), Some("a.example"));
+        assert_eq!(bindings.name_of("::ffff:1.2.3.4".parse().unwrap(), now), Some("a.example"));
+    }
+
+    #[test]
+    fn an_address_keeps_the_names_that_last() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
         for number in 0..100 {
-            bindings.bind(&format!("{number}.example"), A, Duration::ZERO, now);
+            bindings.bind(&format!("{number}.example"), address(1), MINUTE * (number % 50 + 1), now);
         }
-        assert_eq!(names(&bindings, now).len(), NAMES);
-        assert_eq!(bindings.name_of(A, now), Some("99.example"));
+        let left = names(&bindings, 1, now);
+        assert_eq!(left.len(), NAMES);
+        assert!(
+            left.contains(&"99.example") && left.contains(&"49.example") && !left.contains(&"50.example")
+        );
+        assert_eq!(bindings.ends.len(), NAMES);
+    }
+
+    #[test]
+    fn the_soonest_to_end_go_when_there_are_too_many_addresses() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
+        bindings.bind("lasting.example", address(0), LONGEST, now);
+        for number in 1..=70_000 {
+            bindings.bind("a.example", address(number), MINUTE + Duration::from_millis(number.into()), now);
+        }
+        assert_eq!(bindings.names.len(), ADDRESSES);
+        assert_eq!(names(&bindings, 0, now), ["lasting.example"]);
+        assert_eq!(names(&bindings, 70_000, now), ["a.example"]);
+        assert_eq!(names(&bindings, 1, now), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn names_altogether_are_bounded_and_what_has_ended_goes() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
+        for number in 0..140_000 {
+            bindings.bind(&format!("{number}.example"), address(number / 30), MINUTE, now);
+        }
+        assert_eq!(bindings.ends.len(), ALL_NAMES);
+        assert_eq!(bindings.names.values().map(Vec::len).sum::<usize>(), ALL_NAMES);
+        bindings.bind(&"a".repeat(254), address(1), MINUTE, now + MINUTE);
+        bindings.bind("b.example", Ipv6Addr::LOCALHOST.into(), MINUTE, now + MINUTE);
+        assert_eq!((bindings.names.len(), bindings.ends.len()), (1, 1));
     }
 }

@@ -1,24 +1,57 @@
 //! What a box may reach.
 //!
-//! A policy is a list of rules, of which the first one that fits decides, and a preset for what none fits.
+//! A policy is a preset and a list of rules. **The first rule that fits a flow decides**, and the preset does when none
+//! fits: `none` allows nothing, `public` (the default) the public Internet, `all` all that the host reaches, and the host
+//! itself by its alias. What is said below about rules holds for each of the presets.
 //!
-//! * **Addresses.** A rule about a block fits each address in it, in every form that an IPv4 address can be written in. A
-//!   rule about everywhere (`*`) allows the public Internet, and denies everything. What is nobody's address, loopback and
-//!   multicast are never allowed; nor is any other machine of the link than the host, by its alias.
-//! * **Names.** A name leads to an address when the resolver has answered so, for as long as the answer lives. An address is
-//!   allowed by a name only if it is a public one: a private address takes a rule about its block.
-//! * **TCP** that only a name allows has to say for whom it is, too, where its protocol does (TLS, HTTP): the name has to be
-//!   allowed, and it has to have led to this very address. The same holds of connections that are allowed while names
-//!   are denied: what they say must not be denied.
-//! * **UDP and ICMP** say nothing that could be looked at. A name allows them only in a rule that names the protocol. While
-//!   names are denied, UDP needs an allowed name that has led to its address, or a rule about its block.
-//! * **DNS** by others than the gateway (ports 53, 853 and 5353) is denied in a policy that has names or that denies what no
-//!   rule allows, unless a rule about a block names the very port.
-//! * **The host** is allowed by its name, by a block with its alias, or by the preset `all`; its loopback is what is reached.
+//! # Addresses
+//!
+//! * A rule by **block** (`10.0.0.0/8`) fits the addresses in it, in each of their spellings: an IPv4-mapped, IPv4-translated
+//!   or NAT64 address is the IPv4 address that it carries. A block that is denied is also denied as a part of a 6to4 or
+//!   Teredo address, and none of those is public unless the IPv4 addresses in it are.
+//! * A rule that **allows `*`** is about public addresses. Everything that the registries of special-purpose addresses
+//!   name, and the metadata servers of the clouds, is **private**: it is allowed by a block, or by the preset `all`. (The block
+//!   `0.0.0.0/0` contains private addresses, too.) A rule that **denies `*`** denies everything.
+//! * **No rule allows** the unspecified address, loopback, multicast, broadcast, and the addresses of the box's own network.
+//!   (The gateway answers DNS and echo requests by itself, and nobody asks a policy about those.)
+//! * The **host's alias** is allowed by a rule for its name, `host.boxlite.internal`, by a block that contains its address,
+//!   and by the preset `all`; in no other spelling than its own.
+//!
+//! # Names
+//!
+//! A rule by name (`example.com`, or `*.example.com` for all names below) is about the addresses that the name has led to:
+//! the guest has asked the box's resolver, and the answer has not run out.
+//!
+//! * An **allowed name** allows its public addresses. For private ones, some block that is allowed for the port or the
+//!   preset `all` has to allow that a name leads there: a name of the Internet must not open the host's own network.
+//! * Many names share one address. So a TCP connection that is allowed by name goes on only if the server that it **asks
+//!   for** is allowed, too, and has led to this very address: the server name of TLS, and the host of HTTP. TLS that does
+//!   not say for whom it is, or says so only under encryption (ECH), is refused. A protocol that is neither TLS nor HTTP
+//!   says nothing, and is allowed if none of the address's known names is denied by name.
+//! * UDP and ICMP say nothing about names. A rule that allows a name fits them **only if it says so**
+//!   (`example.com:443/udp`), and then all that is at the address is allowed. QUIC, on UDP port 443, is one of those.
+//! * A **denied name** denies its addresses, unless another name that is not denied has led there as well: then, over TCP,
+//!   what the connection asks for decides. Since a guest needs no resolver to know an address, a policy that denies any
+//!   name looks at what every TCP connection asks for that the preset or `*` allows, and at those that a block allows
+//!   whose rule stands behind that denial. There a name does not have to have led to the address, and a connection that
+//!   names no server is allowed if no name of its address is denied.
+//!
+//! # Other resolvers
+//!
+//! If the policy has a rule by name, or the preset is `none`, DNS goes to the box's resolver alone: TCP and UDP to the ports
+//! 53, 853 and 5353 are refused elsewhere, unless a block is allowed by a rule that names that very port.
+//!
+//! The resolver refuses a name if the first rule by name that fits it denies it altogether, or if `*` was denied altogether
+//! before. A name that no rule names resolves unless the preset is `none`; with that one, it does if `*` or any block is
+//! allowed. Answers lose the addresses that no flow could be allowed to.
 
 mod address;
 mod bindings;
-mod index;
+mod blocks;
+mod book;
+mod names;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -27,9 +60,26 @@ use boxlite_control::{
     LinkSpec, NetworkPolicy, NetworkPreset, NetworkProtocol, NetworkRule, NetworkTarget, NetworkVerdict,
 };
 
-pub(crate) use address::is_public;
-pub use bindings::Bindings;
-use index::{By, Found, Index, earlier, is_about};
+use self::address::{Address, Class};
+pub use self::bindings::Bindings;
+use self::blocks::Blocks;
+use self::book::{Book, Kind, Look, NONE};
+use self::names::{Names, is_name, plain};
+
+/// The names below it are those of the box's own network.
+const OWN_ZONE: &str = "boxlite.internal";
+
+const BY_RULE: &str = "a rule denies it";
+const NO_RULE: &str = "no rule allows it";
+const PRIVATE: &str = "a private address";
+const OWN_NETWORK: &str = "an address of the box's own network";
+const OTHER_DNS: &str = "DNS to another server";
+const NOT_BOUND: &str = "the name is not one that led to this address";
+const ENCRYPTED: &str = "its destination is encrypted";
+const UNNAMED: &str = "it does not say for which server";
+const OTHER_ADDRESS: &str = "it is for another address";
+const MALFORMED: &str = "it is for a malformed name";
+const NO_SUCH_NAME: &str = "no name of the box's own network";
 
 /// What is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,99 +120,115 @@ pub enum Stated {
     Other,
 }
 
-/// Ports of DNS: plain, over TLS or QUIC, and multicast.
-const DNS_PORTS: [u16; 3] = [53, 853, 5353];
-
-const NO_RULE: &str = "no rule allows it";
-const A_RULE: &str = "a rule denies it";
-const PRIVATE: &str = "a private address";
-const NOWHERE: &str = "an address that no box may reach";
-const OTHER_DNS: &str = "DNS by another server than the gateway";
-const NO_NAME: &str = "no allowed name has led there, and UDP does not say for whom it is";
-const ENCRYPTED: &str = "it hides for which server it is";
-const UNSAID: &str = "it does not say for which server it is";
-const UNBOUND: &str = "the name that it asks for has not led to this address";
-const NAME_DENIED: &str = "a rule denies the name that it asks for";
-const NAME_UNKNOWN: &str = "no rule allows the name that it asks for";
-const OTHER_ADDRESS: &str = "it asks for another address";
-
-/// A policy, made ready to judge.
+/// A policy, made ready to judge: what it costs to judge hardly grows with the number of its rules.
 #[derive(Debug)]
 pub struct Policy {
     link: LinkSpec,
     preset: NetworkPreset,
-    index: Index,
-    /// The first rule that denies names.
-    first_denied_name: Option<usize>,
-    /// DNS has to go through the gateway.
-    strict_dns: bool,
+    any: Book,
+    blocks: Blocks,
+    names: Names,
+    /// Whether there is a rule by name.
+    by_name: bool,
+    /// The first rule that denies a name.
+    name_denied: u32,
+    /// The first rule that allows a block.
+    block_allowed: u32,
 }
 
-/// What decides, if anything does, and how it does.
+/// Where a flow goes, and the first rules that fit it whatever name it has.
+#[derive(Debug)]
+struct Place {
+    look: Look,
+    key: IpAddr,
+    /// It is the host's alias.
+    alias: bool,
+    public: bool,
+    /// It is DNS, which is for the box's resolver alone.
+    dns: bool,
+    deny: u32,
+    /// The first rule that allows `*`, be the address public or not.
+    any: u32,
+    block: u32,
+}
+
+/// A name that a flow may be for.
 #[derive(Clone, Copy, Debug)]
-struct Decision {
-    allowed: bool,
-    by: Option<Found>,
+struct Candidate<'a> {
+    name: &'a str,
+    /// It has led to the address.
+    bound: bool,
+}
+
+/// What the rules and the preset say about a place, taken for that of one name or of none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    Allow(By),
+    Deny {
+        why: &'static str,
+        /// A rule by name does it.
+        by_name: bool,
+    },
+}
+
+/// What allows it: a rule and its place, or the preset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Name,
+    Block(u32),
+    Any,
+    Preset,
+}
+
+/// What is known about a flow before it has said anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weighed {
+    /// It is allowed, whatever name it is for.
+    Open,
+    Closed(&'static str),
+    /// It is allowed for some names.
+    Partly {
+        /// It is also allowed for names that no rule names.
+        unnamed: bool,
+        /// It is denied by name for one of the names that have led there.
+        denied: bool,
+    },
 }
 
 impl Policy {
     /// Makes the policy ready.
     pub fn new(policy: &NetworkPolicy, link: &LinkSpec) -> Self {
-        let is_name =
-            |rule: &NetworkRule| matches!(rule.target, NetworkTarget::Name(_) | NetworkTarget::Below(_));
-        let denies = |rule: &NetworkRule| is_name(rule) && rule.verdict == NetworkVerdict::Deny;
+        let rules = || (0..NONE).zip(&policy.rules);
+        let first =
+            |fits: fn(&NetworkRule) -> bool| rules().find(|(_, rule)| fits(rule)).map_or(NONE, |(at, _)| at);
+        let any: Vec<_> = rules().filter(|(_, rule)| rule.target == NetworkTarget::Any).collect();
         Self {
             link: link.clone(),
             preset: policy.preset,
-            index: Index::new(policy),
-            first_denied_name: policy.rules.iter().position(denies),
-            strict_dns: policy.preset == NetworkPreset::None || policy.rules.iter().any(is_name),
+            any: Book::new(&any, Kind::Address),
+            blocks: Blocks::new(rules()),
+            names: Names::new(rules()),
+            by_name: policy.rules.iter().any(is_by_name),
+            name_denied: first(|rule| is_by_name(rule) && rule.verdict == NetworkVerdict::Deny),
+            block_allowed: first(|rule| {
+                matches!(rule.target, NetworkTarget::Block { .. }) && rule.verdict == NetworkVerdict::Allow
+            }),
         }
     }
 
     /// Judges a new flow, by where it goes and by the names that have led there.
     pub fn judge(&self, flow: &Flow, bindings: &Bindings, now: Instant) -> Judgement {
-        let address = flow.to.ip();
-        if self.link.is_host(address) {
-            return self.judge_host(flow);
-        }
-        if address::is_nowhere(address) || self.is_link(address) {
-            return Judgement::Deny(NOWHERE);
-        }
-        let direct = self.decide(flow, None);
-        let is_dns = flow.protocol != NetworkProtocol::Icmp && DNS_PORTS.contains(&flow.to.port());
-        if self.strict_dns && is_dns {
-            let named = direct.by.is_some_and(|found| found.by == By::Block && found.has_ports);
-            return if direct.allowed && named { Judgement::Allow } else { Judgement::Deny(OTHER_DNS) };
-        }
-        let names = || bindings.names(address, now).map(|name| self.decide(flow, Some(name)));
-        match (direct.allowed, flow.protocol) {
-            (true, _) if !self.may_be_denied_by_name(&direct) => Judgement::Allow,
-            (true, NetworkProtocol::Tcp) => Judgement::Inspect,
-            // What a denied name has led to stays out of reach; and QUIC does not say whom it asks.
-            (true, protocol) => {
-                let (mut any, mut denied) = (false, false);
-                for decision in names() {
-                    any |= decision.allowed;
-                    denied |= decision.is_name_denial();
-                }
-                match (denied, any || protocol == NetworkProtocol::Icmp) {
-                    (true, _) => Judgement::Deny(A_RULE),
-                    (false, true) => Judgement::Allow,
-                    (false, false) => Judgement::Deny(NO_NAME),
-                }
-            }
-            (false, NetworkProtocol::Tcp) if names().any(|decision| decision.allowed) => Judgement::Inspect,
-            (false, protocol) if protocol != NetworkProtocol::Tcp => {
-                let allowed = names().any(|decision| decision.allowed);
-                let denied = names().any(|decision| decision.is_name_denial());
-                if allowed && !denied {
-                    Judgement::Allow
-                } else {
-                    Judgement::Deny(self.why(address, &direct))
-                }
-            }
-            (false, _) => Judgement::Deny(self.why(address, &direct)),
+        let weighed = match self.place(flow.to.ip(), flow.into()) {
+            Ok(place) => self.weigh(&place, bindings, now),
+            Err(why) => Weighed::Closed(why),
+        };
+        match weighed {
+            Weighed::Open => Judgement::Allow,
+            Weighed::Closed(why) => Judgement::Deny(why),
+            Weighed::Partly { .. } if flow.protocol == NetworkProtocol::Tcp => Judgement::Inspect,
+            // Nobody sees for which of the names it is.
+            Weighed::Partly { denied: true, .. } => Judgement::Deny(BY_RULE),
+            Weighed::Partly { denied: false, .. } => Judgement::Allow,
         }
     }
 
@@ -178,35 +244,34 @@ impl Policy {
         bindings: &Bindings,
         now: Instant,
     ) -> Result<(), &'static str> {
-        let address = flow.to.ip();
-        let direct = self.decide(flow, None);
-        let unsaid = || if direct.allowed { Ok(()) } else { Err(UNSAID) };
-        match stated {
-            Stated::Tls { encrypted: true, .. } => Err(ENCRYPTED),
-            Stated::Tls { name: None, .. } | Stated::Http { name: None } => unsaid(),
-            Stated::Tls { name: Some(name), .. } | Stated::Http { name: Some(name) } => {
-                if let Some(literal) = literal(name) {
-                    let same = literal.to_canonical() == address.to_canonical();
-                    return if same { unsaid() } else { Err(OTHER_ADDRESS) };
-                }
-                let decision = self.decide(flow, Some(name));
-                if !decision.allowed {
-                    return Err(if decision.is_name_denial() { NAME_DENIED } else { NAME_UNKNOWN });
-                }
-                let by_name = decision.by.is_some_and(|found| found.by == By::Name);
-                let bound = || bindings.names(address, now).any(|bound| bound == name);
-                if by_name && !direct.allowed && !bound() { Err(UNBOUND) } else { Ok(()) }
-            }
-            Stated::Other => {
-                let names = || bindings.names(address, now).map(|name| self.decide(flow, Some(name)));
-                if names().any(|decision| decision.is_name_denial()) {
-                    Err(A_RULE)
-                } else if direct.allowed || names().any(|decision| decision.allowed) {
-                    Ok(())
-                } else {
-                    Err(UNSAID)
-                }
-            }
+        let place = self.place(flow.to.ip(), flow.into())?;
+        let (unnamed, denied) = match self.weigh(&place, bindings, now) {
+            Weighed::Open => return Ok(()),
+            Weighed::Closed(why) => return Err(why),
+            Weighed::Partly { unnamed, denied } => (unnamed, denied),
+        };
+        let name = match stated {
+            Stated::Tls { encrypted: true, .. } => return Err(ENCRYPTED),
+            Stated::Tls { name, encrypted: false } | Stated::Http { name } => name.as_deref(),
+            Stated::Other if denied => return Err(BY_RULE),
+            Stated::Other => return Ok(()),
+        };
+        let name = match name.map(|name| (name, literal(name))) {
+            None => None,
+            Some((_, Some(address))) if Address::of(address).key() == place.key => None,
+            Some((_, Some(_))) => return Err(OTHER_ADDRESS),
+            Some((name, None)) => Some(plain(name)),
+        };
+        let Some(name) = name else {
+            return if unnamed && !denied { Ok(()) } else { Err(UNNAMED) };
+        };
+        if !is_name(&name) {
+            return Err(MALFORMED);
+        }
+        let bound = self.names_of(&place, bindings, now).any(|bound| bound == name);
+        match self.decide(&place, Some(Candidate { name: &name, bound })) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny { why, .. } => Err(why),
         }
     }
 
@@ -216,139 +281,212 @@ impl Policy {
     ///
     /// Why it is refused, as a phrase.
     pub fn may_resolve(&self, name: &str) -> Result<(), &'static str> {
-        if name == LinkSpec::GATEWAY_NAME {
-            return Ok(());
+        let name = plain(name);
+        if name.strip_suffix(OWN_ZONE).is_some_and(|front| front.is_empty() || front.ends_with('.')) {
+            return self.may_resolve_own(&name);
         }
-        // A rule that denies some ports or one protocol leaves something to reach, for which the name is needed.
-        let counts = |rule: &NetworkRule| {
-            rule.verdict == NetworkVerdict::Allow || (rule.ports.is_empty() && rule.protocol.is_none())
-        };
-        let mut found = earlier(self.index.by_name(name, counts), self.index.by_any(counts));
-        if name == LinkSpec::HOST_NAME {
-            // The host is private: everywhere does not mean it.
-            let private = |rule: &NetworkRule| counts(rule) && rule.verdict == NetworkVerdict::Deny;
-            let by_block = self.index.by_block(self.link.host4.into(), counts);
-            let by_name = earlier(self.index.by_name(name, counts), self.index.by_any(private));
-            found = earlier(by_name, by_block);
-            return match found {
-                Some(Found { verdict: NetworkVerdict::Allow, .. }) => Ok(()),
-                Some(_) => Err(A_RULE),
-                None if self.preset == NetworkPreset::All => Ok(()),
-                None => Err(NO_RULE),
-            };
+        let named = self.names.exact(&name, Look::Ever).min(self.names.below(&name, Look::Ever));
+        let any = self.any.first(Look::Ever);
+        if named.deny < named.allow {
+            return Err(BY_RULE);
         }
-        match found {
-            Some(Found { verdict: NetworkVerdict::Allow, .. }) => Ok(()),
-            Some(_) => Err(A_RULE),
-            None if self.preset != NetworkPreset::None => Ok(()),
-            // Its addresses are looked at.
-            None if self.allows_blocks() => Ok(()),
-            None => Err(NO_RULE),
+        // The first rule by name allows it, or there is none and its addresses may be allowed.
+        let allow = if named.allow == NONE { any.allow.min(self.block_allowed) } else { named.allow };
+        match (allow, any.deny) {
+            (allow, deny) if allow < deny => Ok(()),
+            (_, NONE) if self.preset == NetworkPreset::None => Err(NO_RULE),
+            (_, NONE) => Ok(()),
+            _ => Err(BY_RULE),
+        }
+    }
+
+    fn may_resolve_own(&self, name: &str) -> Result<(), &'static str> {
+        let host = [self.link.host4.into(), self.link.host6.into()];
+        match name {
+            LinkSpec::GATEWAY_NAME => Ok(()),
+            LinkSpec::HOST_NAME if host.into_iter().any(|address| self.may_answer(name, address)) => Ok(()),
+            LinkSpec::HOST_NAME => Err(NO_RULE),
+            _ => Err(NO_SUCH_NAME),
         }
     }
 
     /// Whether an answer may say that the name has this address: a public name has no private one.
+    ///
+    /// The names of the box's own network have its addresses and no others, and no other name has one of those.
     pub fn may_answer(&self, name: &str, address: IpAddr) -> bool {
-        if address::is_nowhere(address) || self.link.has(address) {
+        let name = plain(name);
+        if name == LinkSpec::GATEWAY_NAME {
+            return self.link.is_gateway(address);
+        }
+        if self.link.is_host(address) != (name == LinkSpec::HOST_NAME) {
             return false;
         }
-        let allows = |rule: &NetworkRule| rule.verdict == NetworkVerdict::Allow;
-        if self.preset == NetworkPreset::All || self.index.by_block(address, allows).is_some() {
-            return true;
+        let candidate = Candidate { name: &name, bound: true };
+        self.place(address, Look::Ever)
+            .is_ok_and(|place| matches!(self.decide(&place, Some(candidate)), Decision::Allow(_)))
+    }
+
+    /// Looks at the address, or says why no rule allows it.
+    fn place(&self, to: IpAddr, look: Look) -> Result<Place, &'static str> {
+        let address = Address::of(to);
+        if let Class::Never(why) = address.class() {
+            return Err(why);
         }
-        address::is_public(address, &self.link)
-            && (self.preset == NetworkPreset::Public
-                || self.index.by_name(name, allows).is_some()
-                || self.index.by_any(allows).is_some())
+        let alias = self.link.is_host(to);
+        if !alias && address.same().chain(address.within()).any(|address| self.link.has(address)) {
+            return Err(OWN_NETWORK);
+        }
+        let is_dns = matches!(look, Look::Flow(NetworkProtocol::Tcp | NetworkProtocol::Udp, 53 | 853 | 5353));
+        let dns = is_dns && (self.by_name || self.preset == NetworkPreset::None);
+        let any = self.any.first(look);
+        let (mut deny, mut block) = (any.deny, NONE);
+        for first in
+            address.same().flat_map(|address| self.blocks.around(address)).map(|book| book.first(look))
+        {
+            deny = deny.min(first.deny);
+            block = block.min(if dns { first.listed } else { first.allow });
+        }
+        for book in address.within().flat_map(|address| self.blocks.around(address)) {
+            deny = deny.min(book.first(look).deny);
+        }
+        let public = address.class() == Class::Public && !alias;
+        Ok(Place { look, key: address.key(), alias, public, dns, deny, any: any.allow, block })
     }
 
-    fn judge_host(&self, flow: &Flow) -> Judgement {
-        let is_about = |rule: &NetworkRule| is_about(rule, flow.protocol, flow.to.port());
-        let denies = |rule: &NetworkRule| is_about(rule) && rule.verdict == NetworkVerdict::Deny;
-        let by_name = self.index.by_name(LinkSpec::HOST_NAME, is_about);
-        let by_address = earlier(self.index.by_block(flow.to.ip(), is_about), self.index.by_any(denies));
-        // A block with the alias of one family means the host, whichever family is used.
-        let other = if flow.to.is_ipv4() { self.link.host6.into() } else { self.link.host4.into() };
-        let by_address = earlier(by_address, self.index.by_block(other, is_about));
-        match earlier(by_name, by_address) {
-            Some(Found { verdict: NetworkVerdict::Allow, .. }) => Judgement::Allow,
-            Some(_) => Judgement::Deny(A_RULE),
-            None if self.preset == NetworkPreset::All => Judgement::Allow,
-            None => Judgement::Deny("the host is not allowed"),
+    /// The names that have led to a place. The alias has one, and always has it.
+    fn names_of<'a>(
+        &self,
+        place: &Place,
+        bindings: &'a Bindings,
+        now: Instant,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        let alias: Option<&'a str> = place.alias.then_some(LinkSpec::HOST_NAME);
+        let bound = (!place.alias).then(|| bindings.names_of(place.key, now));
+        alias.into_iter().chain(bound.into_iter().flatten())
+    }
+
+    fn weigh(&self, place: &Place, bindings: &Bindings, now: Instant) -> Weighed {
+        let unnamed = self.decide(place, None);
+        match unnamed {
+            Decision::Allow(By::Block(at)) if at < self.name_denied => return Weighed::Open,
+            Decision::Allow(_) if self.name_denied == NONE => return Weighed::Open,
+            Decision::Allow(_) | Decision::Deny { .. } => {}
+        }
+        let (mut allowed, mut denied, mut reason) = (false, false, None);
+        for name in self.names_of(place, bindings, now) {
+            match self.decide(place, Some(Candidate { name, bound: true })) {
+                // No other name leads to the alias.
+                Decision::Allow(By::Name) if place.alias => return Weighed::Open,
+                Decision::Allow(_) => allowed = true,
+                Decision::Deny { why, by_name } => {
+                    denied |= by_name;
+                    reason = reason.or(Some(why));
+                }
+            }
+        }
+        match (unnamed, reason) {
+            (unnamed, _) if allowed => {
+                Weighed::Partly { unnamed: matches!(unnamed, Decision::Allow(_)), denied }
+            }
+            (_, Some(why)) => Weighed::Closed(why),
+            (Decision::Allow(_), None) => Weighed::Partly { unnamed: true, denied },
+            (Decision::Deny { why, .. }, None) => Weighed::Closed(why),
         }
     }
 
-    /// An address of the link, in any form. The host has been looked at before.
-    fn is_link(&self, address: IpAddr) -> bool {
-        let (first, second) = address::forms(address);
-        self.link.has(first) || second.is_some_and(|address| self.link.has(address))
-    }
-
-    /// What decides about a flow; with a name, as if that name were its destination.
-    fn decide(&self, flow: &Flow, name: Option<&str>) -> Decision {
-        let (address, protocol) = (flow.to.ip(), flow.protocol);
-        let public = address::is_public(address, &self.link);
-        let is_about = |rule: &NetworkRule| is_about(rule, protocol, flow.to.port());
-        let denies = |rule: &NetworkRule| rule.verdict == NetworkVerdict::Deny;
-        let by_name = name.and_then(|name| {
-            self.index.by_name(name, |rule| {
-                let said = protocol == NetworkProtocol::Tcp || rule.protocol == Some(protocol);
-                is_about(rule) && (denies(rule) || (public && said))
-            })
-        });
-        let by_block = self.index.by_block(address, is_about);
-        let by_any = self.index.by_any(|rule| is_about(rule) && (denies(rule) || public));
-        let by = earlier(by_name, earlier(by_block, by_any));
-        let allowed = match by {
-            Some(found) => found.verdict == NetworkVerdict::Allow,
-            None => match self.preset {
-                NetworkPreset::None => false,
-                NetworkPreset::Public => public,
-                NetworkPreset::All => true,
-            },
+    /// Finds the first rule that fits the place, taken for that of the name.
+    fn decide(&self, place: &Place, candidate: Option<Candidate<'_>>) -> Decision {
+        let named = candidate.map(|candidate| self.named(place, candidate)).unwrap_or_default();
+        let deny = place.deny.min(named.deny);
+        let any = if place.public && !place.dns { place.any } else { NONE };
+        let allow = named.allow.min(place.block).min(any);
+        if allow < deny {
+            return Decision::Allow(match allow {
+                at if at == named.allow => By::Name,
+                at if at == place.block => By::Block(at),
+                _ => By::Any,
+            });
+        }
+        let preset = match self.preset {
+            NetworkPreset::None => false,
+            NetworkPreset::Public => place.public,
+            NetworkPreset::All => true,
         };
-        Decision { allowed, by }
-    }
-
-    /// Whether a rule that denies names stands before what allows a flow by its address.
-    fn may_be_denied_by_name(&self, direct: &Decision) -> bool {
-        match (self.first_denied_name, direct.by) {
-            (None, _) => false,
-            (Some(denied), Some(found)) => denied < found.number,
-            (Some(_), None) => true,
+        if deny == NONE && preset && !place.dns {
+            return Decision::Allow(By::Preset);
         }
-    }
-
-    fn allows_blocks(&self) -> bool {
-        let allows = |rule: &NetworkRule| {
-            matches!(rule.target, NetworkTarget::Block { .. }) && rule.verdict == NetworkVerdict::Allow
+        let why = match named.missed {
+            // The rule would have decided, but for one thing.
+            Some((at, why)) if at < deny => why,
+            _ if deny != NONE => BY_RULE,
+            _ if place.dns => OTHER_DNS,
+            _ if place.public => NO_RULE,
+            _ if place.any != NONE || self.preset == NetworkPreset::Public => PRIVATE,
+            _ => NO_RULE,
         };
-        self.index.rules().iter().any(allows)
+        Decision::Deny { why, by_name: deny != NONE && deny == named.deny }
     }
 
-    fn why(&self, address: IpAddr, direct: &Decision) -> &'static str {
-        if direct.by.is_some() {
-            A_RULE
-        } else if !address::is_public(address, &self.link) {
-            PRIVATE
+    /// The first rules by name that fit.
+    fn named(&self, place: &Place, Candidate { name, bound }: Candidate<'_>) -> Named {
+        let exact = self.names.exact(name, place.look);
+        let all = exact.min(self.names.below(name, place.look));
+        let none = Named { deny: all.deny, allow: NONE, missed: None };
+        let missed = |at, why| Named { missed: Some((at, why)), ..none };
+        let allow = if !place.alias {
+            all.allow
+        } else if name == LinkSpec::HOST_NAME {
+            exact.allow
         } else {
-            NO_RULE
+            NONE
+        };
+        if allow == NONE {
+            none
+        } else if place.dns {
+            missed(allow, OTHER_DNS)
+        } else if !bound {
+            missed(allow, NOT_BOUND)
+        } else if place.public || place.alias || place.block != NONE || self.preset == NetworkPreset::All {
+            Named { allow, ..none }
+        } else {
+            missed(allow, PRIVATE)
         }
     }
 }
 
-impl Decision {
-    /// Whether a rule about names denies it.
-    fn is_name_denial(&self) -> bool {
-        let denies = |found: &Found| found.by == By::Name && found.verdict == NetworkVerdict::Deny;
-        !self.allowed && self.by.as_ref().is_some_and(denies)
+/// The first rules by name that fit.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    deny: u32,
+    allow: u32,
+    /// The first rule that would allow it, and why it does not fit.
+    missed: Option<(u32, &'static str)>,
+}
+
+impl Default for Named {
+    fn default() -> Self {
+        Self { deny: NONE, allow: NONE, missed: None }
     }
 }
 
-/// An address in the place of a name.
-fn literal(name: &str) -> Option<IpAddr> {
-    name.trim_start_matches('[').trim_end_matches(']').parse().ok()
+/// Whether an address belongs to the public Internet, in whatever form it is written.
+pub(crate) fn is_public(address: IpAddr, link: &LinkSpec) -> bool {
+    let address = Address::of(address);
+    address.class() == Class::Public && address.same().all(|same| !link.has(same))
 }
 
-#[cfg(test)]
-mod tests;
+fn is_by_name(rule: &NetworkRule) -> bool {
+    matches!(rule.target, NetworkTarget::Name(_) | NetworkTarget::Below(_))
+}
+
+impl From<&Flow> for Look {
+    fn from(flow: &Flow) -> Self {
+        Self::Flow(flow.protocol, flow.to.port())
+    }
+}
+
+/// The address that the host of a request is, if it is no name.
+fn literal(host: &str) -> Option<IpAddr> {
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    inner.unwrap_or(host).parse().ok()
+}
