@@ -87,7 +87,8 @@ pub(crate) struct Connection {
     gate: Option<Gate>,
     held: Vec<u8>,
     passed: usize,
-    /// What it has said about its destination last.
+    /// What it has said about its destination last, and what of it was allowed.
+    said: Option<Stated>,
     stated: Option<Stated>,
     /// The host's socket may have something to read, or room to write.
     readable: bool,
@@ -188,6 +189,7 @@ impl Connection {
             gate,
             held: Vec::new(),
             passed: 0,
+            said: None,
             stated: None,
             readable: false,
             writable: false,
@@ -210,7 +212,15 @@ impl Connection {
         matches!(self.stage, Stage::Open)
     }
 
-    /// What it has said about its destination last.
+    /// The name that it has asked for last, allowed or not.
+    pub(crate) fn asked(&self) -> Option<&str> {
+        match self.said.as_ref()? {
+            Stated::Tls { name, .. } | Stated::Http { name } => name.as_deref(),
+            Stated::Other => None,
+        }
+    }
+
+    /// What it has said about its destination last, of what was allowed.
     pub(crate) fn stated(&self) -> Option<&Stated> {
         self.stated.as_ref()
     }
@@ -357,13 +367,15 @@ impl Connection {
             }
         }
         let end = has_ended(socket);
-        let stated = &mut self.stated;
+        let (stated, said) = (&mut self.stated, &mut self.said);
         // What was allowed once stays so for this connection: the name may not be known any more by its next request.
         let mut recorded = |what: &Stated| {
-            if stated.as_ref() != Some(what) {
-                judge(what)?;
-                *stated = Some(what.clone());
+            if stated.as_ref() == Some(what) {
+                return Ok(());
             }
+            *said = Some(what.clone());
+            judge(what)?;
+            *stated = said.clone();
             Ok(())
         };
         loop {

@@ -115,7 +115,9 @@ impl Switch {
             }
             Turn::Gone => self.remove(key),
             Turn::Refused(why) => {
-                self.deny(NetworkProtocol::Tcp, peer, why);
+                let asked = entry.connection.asked().map(str::to_owned);
+                let name = asked.or_else(|| self.rules.name_of(peer.ip()));
+                self.denials.tell(Some(NetworkProtocol::Tcp), Some(peer), name.as_deref(), why);
                 self.remove(key);
             }
         }
