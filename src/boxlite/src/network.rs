@@ -391,7 +391,7 @@ mod tests {
     fn a_rule_that_is_none_is_named() {
         let error = NetworkPolicy::none().allow("a b").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-        assert!(error.report().contains("`a b` is no network rule"), "{}", error.report());
+        assert!(error.report().contains("\"a b\" is no name of a host"), "{}", error.report());
     }
 
     fn resolved(spec: &NetworkSpec, ports: &[PortSpec]) -> Result<Option<NetworkRecord>> {

@@ -77,8 +77,8 @@ pub(crate) struct BoxArgs {
     pub(crate) stop_timeout: Option<u32>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
-    /// Publish a port: [IP:]HOST:BOX[/udp], where both may be ranges; without HOST the kernel chooses. The default address is
-    /// 127.0.0.1
+    /// Publish a port: HOST:BOX, IP:HOST:BOX or BOX, then /udp if wanted; HOST and BOX may be ranges, and without HOST the
+    /// kernel chooses. The default IP is 127.0.0.1
     #[arg(short, long, value_name = "PORTS")]
     pub(crate) publish: Vec<Ports>,
     /// At most so many kilobits a second leave the box

@@ -10,7 +10,7 @@
 //!                            policy ◀── rules ┘ └── resolver ──▶ the host's resolvers
 //! ```
 //!
-//! [`serve`] runs all of it, in a process of its own that holds no secret of the host and that the monitor can start again.
+//! [`serve()`] runs all of it, in a process of its own that holds no secret of the host and that the monitor can start again.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
