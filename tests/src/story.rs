@@ -223,9 +223,9 @@ impl Call {
         self
     }
 
-    /// Starts it, its output going nowhere and its input open.
+    /// Starts it, its output going nowhere and its input open. What it complains about goes where the test's complaints go.
     pub fn start(mut self) -> Running {
-        self.command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
         Running { child: self.command.spawn().expect("the program starts") }
     }
 

@@ -153,15 +153,24 @@ fn several_boxes_run_side_by_side_in_one_home() {
     eventually("all three are gone", Duration::from_secs(10), || story.boxes().is_empty());
 }
 
+/// Waits for the command of the box `again`, which runs once somebody is there for its output.
+fn its_command_runs(story: &Story) {
+    eventually("its command runs", PATIENCE, || {
+        story.boxlite(["exec", "again", "pidof", "cat"]).run().status.success()
+    });
+}
+
 #[test]
 fn a_box_is_removed_by_force_and_its_name_is_free_at_once() {
     let story = Story::with_busybox();
     for _ in 0..3 {
         let mut run = waiting(&story, "again");
+        its_command_runs(&story);
         story.boxlite(["rm", "-f", "again"]).run().success();
         assert_eq!(run.wait().code(), Some(137));
     }
     let mut run = waiting(&story, "again");
+    its_command_runs(&story);
     story.boxlite(["stop", "-t", "0", "again"]).run().success();
     let told = story.boxlite(["run", "--rm", "--name", "again", "busybox", "echo", "free"]).run().success();
     assert_eq!((told.out().as_str(), run.wait().code()), ("free\n", Some(137)));

@@ -6,10 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use boxlite_tests::story::{PATIENCE, Story, eventually, program};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+
+/// How often the screen is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a person sees and types.
 struct Screen {
@@ -49,12 +53,17 @@ impl Screen {
 
     /// Waits until the screen has shown this since it was asked last.
     fn shows(&self, what: &str) {
-        eventually(&format!("the screen shows {what:?}"), PATIENCE, || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(at) = seen.find(what) else { return false };
-            seen.drain(..at + what.len());
-            true
-        });
+            if let Some(at) = seen.find(what) {
+                seen.drain(..at + what.len());
+                return;
+            }
+            assert!(Instant::now() < deadline, "the screen does not show {what:?}: {seen:?}");
+            drop(seen);
+            thread::sleep(LOOK);
+        }
     }
 
     fn settings(&self) -> Termios {

@@ -516,6 +516,16 @@ impl ExecStdin {
         self.finished().await
     }
 
+    /// Gives up writing once all that was written has been taken, so that nothing of it is lost when this process ends right
+    /// after. What dropping the writer does to the input happens here, too.
+    ///
+    /// # Errors
+    /// When the connection is lost before all of it has been taken.
+    pub async fn finish(mut self) -> Result<()> {
+        self.queue = None;
+        self.finished().await
+    }
+
     /// Whether the input can take no more.
     pub fn is_closed(&self) -> bool {
         self.queue.as_ref().is_none_or(mpsc::Sender::is_closed)

@@ -18,6 +18,8 @@ use crate::terminal::{self, Terminal};
 const PATIENCE: usize = 3;
 /// One read of standard input.
 const CHUNK: usize = 64 << 10;
+/// How long a command may take to read what was typed before the detach keys.
+const TYPED: Duration = Duration::from_secs(2);
 /// 128 + SIGPIPE: nobody reads our output any more.
 const NOBODY_READS: i32 = 141;
 /// 128 + SIGKILL: what is known of a command whose end was not waited for.
@@ -192,7 +194,11 @@ async fn feed(mut stdin: ExecStdin, mut keys: Option<DetachKeys>) -> boxlite::Re
             return if error.kind() == boxlite::ErrorKind::Execution { Ok(Fed::End) } else { Err(error) };
         }
         if detach {
-            return Ok(Fed::Detached);
+            // What was typed before the keys is the command's, also if it is slow to read.
+            return match tokio::time::timeout(TYPED, stdin.finish()).await {
+                Ok(Err(error)) if error.kind() != boxlite::ErrorKind::Execution => Err(error),
+                _ => Ok(Fed::Detached),
+            };
         }
     }
     match stdin.close().await {

@@ -125,6 +125,11 @@ async fn attached(
             created.stop_with(0, Duration::ZERO).await?;
             match cause {
                 Ok(Err(cause)) if cause.kind() == ErrorKind::Engine => Err(cause.into()),
+                // Or there were no streams any more when they were asked for, as above.
+                Ok(Ok(code @ 1..)) if error.kind() == ErrorKind::InvalidState => {
+                    exit::message("it ended before its output could be had");
+                    Ok(End::Exit(code))
+                }
                 _ => Err(error.into()),
             }
         }
